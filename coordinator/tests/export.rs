@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use common::{BUNDLED, Place, json_lines, text};
 use llink_datasets::numbers::Scanner;
+use llink_datasets::text::Splitter;
 use llink_worker::device::Compute;
 use llink_worker::models::Decoder;
 use serde_json::Value;
@@ -127,13 +128,36 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
 
 #[test]
 fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
-    let job = with_stage_b().replace("numbers = true", "numbers = true\nwindows = 4");
-    let place = Place::new(&job.replace("recipe = \"sharp\"\n", ""));
+    let job = with_stage_b().replace("recipe = \"sharp\"\n", "");
+    let read = ("windows = 4", "from the text's vector and those of its 4 windows");
+    let place = answers_as_it_was_evaluated(&job, read, |_| true);
+
+    // A job without windows takes everything up to Stage A from this one.
+    let stages = ["shard", "models", "embed", "baseline", "align"];
+    let before = place.artefacts(&stages);
+    place.write("job.toml", job);
+    place.ok(&["submit", "job.toml"]);
+    assert_eq!(place.artefacts(&stages), before);
+}
+
+#[test]
+fn a_bundle_whose_slots_read_sentences_answers_as_it_was_evaluated() {
+    let job = with_stage_b().replace("recipe = \"sharp\"\n", "").replace("answers = 4\n", "answers = 8\nbase = true\n");
+    let read = ("sentences = 2", "from the vectors of the text, a group for each of its sentences, at most 2");
+    let place = answers_as_it_was_evaluated(&job, read, |foreign| Splitter::new(2).split(foreign).len() == 2);
+    let report = place.read("out/report.json");
+    assert!(report.contains("answers.base.chrf"), "{report}");
+}
+
+/// Runs the job with the key `read` in `[instruct]`, and asks its bundle what was evaluated. The first text that is `told` is asked
+/// about again, by llink and by the card's Python.
+fn answers_as_it_was_evaluated(job: &str, (read, shown): (&str, &str), told: impl Fn(&str) -> bool) -> Place {
+    let place = Place::new(&job.replace("numbers = true", &format!("numbers = true\n{read}")));
     let said = place.ok(&["submit", "job.toml"]);
     assert!(said.contains("windows"), "the stage is shown: {said}");
     let folder = bundle(&place);
     let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
-    assert!(card.contains("from the text's vector and those of its 4 windows"), "{card}");
+    assert!(card.contains(shown), "{card}");
     let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
     place.write("in.jsonl", &input);
@@ -142,20 +166,15 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     let answered = json_lines(place.path("answers.jsonl"));
     let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
     let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
-    assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
-    let [foreign, instruction] = ["foreign", "instruction"].map(|key| evaluated[0][key].as_str().unwrap());
-    // The vectors of the windows are kept, so the text needs no encoder any more.
+    assert!(4 * equal >= 3 * evaluated.len(), "{equal} answers are those that were evaluated: {answered:#?}");
+    let at = evaluated.iter().position(|row| told(row["foreign"].as_str().unwrap())).unwrap();
+    let [foreign, instruction] = ["foreign", "instruction"].map(|key| evaluated[at][key].as_str().unwrap());
+    // The vectors of the parts are kept, so the text needs no encoder any more.
     let asked = ["--instruction", instruction, "--encoder", "/nowhere", foreign];
     let answer = place.ok(&[&ask[..], &asked].concat());
-    assert_eq!(answer.trim(), answered[0]["generated"].as_str().unwrap().trim());
+    assert_eq!(answer.trim(), answered[at]["generated"].as_str().unwrap().trim());
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
-
-    // A job without windows takes everything up to Stage A from this one.
-    let stages = ["shard", "models", "embed", "baseline", "align"];
-    let before = place.artefacts(&stages);
-    place.write("job.toml", job.replace("windows = 4", "windows = 0").replace("recipe = \"sharp\"\n", ""));
-    place.ok(&["submit", "job.toml"]);
-    assert_eq!(place.artefacts(&stages), before);
+    place
 }
 
 /// Tests byte order marks, white space, Python's own JSON and lines without text, in each form of input for many texts.
@@ -223,13 +242,18 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     let untidy = format!("  {foreign}\u{200B}\u{200B} ");
     let seen = foreign;
     let (foreign, instruction) = (Value::from(untidy), Value::from(instruction));
+    let (slots, sentences) = match code.contains("def sentences") {
+        true => (SLOTS_OF_SENTENCES, Splitter::new(2).split(seen).len()),
+        false => ("slots(vector(foreign))", 1),
+    };
     let cpu = Compute::cpu();
     let prompt = Decoder::load(Path::new(&decoder), &cpu.device, cpu.dtype)
         .unwrap()
-        .prompt_about(instruction.as_str().unwrap(), 8, seen, Some(&Scanner::default()))
+        .prompt_about(instruction.as_str().unwrap(), 8 * sentences, seen, Some(&Scanner::default()))
         .unwrap();
     let served = card.split("```python\n").nth(2).unwrap().split_once("```").unwrap().0;
     let ask = VLLM_IS_ASKED
+        .replace("slots(vector(foreign))", slots)
         .replace("FOREIGN", &foreign.to_string())
         .replace("INSTRUCTION", &instruction.to_string())
         .replace("IDS", &format!("{:?}", prompt.ids))
@@ -242,6 +266,9 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     assert!(run.status.success(), "{}", text(&run));
     assert_eq!(String::from_utf8(run.stdout).unwrap().trim(), answer.trim());
 }
+
+/// The slots of a text that is split.
+const SLOTS_OF_SENTENCES: &str = "torch.cat([slots(vector(sentence)) for sentence in sentences(foreign)])";
 
 /// Answers as the card says, and compares the prompt that a server of vLLM gets with llink's tokens and the card's slots. The
 /// server here stands in for vLLM: it takes the request, and answers what the decoder without PEFT does with the embeddings.
@@ -340,10 +367,12 @@ fn stage_b_starts_from_a_bundle_and_follows_its_content() {
     assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"));
 
     // A bundle of other shapes is refused with the key that differs.
-    let other = job.replace("expander_hidden = 512", "expander_hidden = 256");
-    place.write("job.toml", other);
-    let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("`instruct.from`") && said.contains("instruct.expander_hidden"), "{said}");
+    for (key, line) in [("expander_hidden", "expander_hidden = 256"), ("windows", "expander_hidden = 512\nwindows = 4")]
+    {
+        place.write("job.toml", job.replace("expander_hidden = 512", line));
+        let said = place.fails(3, &["submit", "job.toml"]);
+        assert!(said.contains("`instruct.from`") && said.contains(&format!("instruct.{key}")), "{said}");
+    }
     // A folder without a bundle is refused before anything runs.
     let missing = job.replace(SAMPLE_BUNDLE, "out/align");
     place.write("job.toml", missing);

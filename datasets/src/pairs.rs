@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::Result;
 use crate::table::{decode, texts, u64s};
+use crate::text::Splitter;
 
 /// One side of the pairs of a shard, row by row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +20,15 @@ impl TextTable {
     pub fn truncate(&mut self, rows: usize) {
         self.ids.truncate(rows);
         self.texts.truncate(rows);
+    }
+
+    /// Returns a row for each sentence of the texts.
+    #[must_use]
+    pub fn by_sentence(&self, splitter: &Splitter) -> Self {
+        let rows = self.ids.iter().zip(&self.texts);
+        let sentences = rows.flat_map(|(id, text)| splitter.split(text).into_iter().map(|part| (*id, part.to_owned())));
+        let (ids, texts) = sentences.unzip();
+        Self { ids, texts }
     }
 }
 

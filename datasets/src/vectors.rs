@@ -1,6 +1,7 @@
 //! Cached sentence vectors. In memory they are one f16 table; on disk they are Parquet with a fixed-size list column.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, FixedSizeListArray, Float16Array, RecordBatch, UInt64Array};
@@ -11,10 +12,11 @@ use half::f16;
 use crate::Result;
 use crate::table::{Layout, ROW_GROUP_ROWS, ZSTD_LEVEL, bad, decode, encode, u64s};
 
-/// The vectors of one model, row by row, each with the id of its pair.
+/// The vectors of one model, row by row, each with the id of its pair or instruction. A text that is read sentence by sentence
+/// has several rows, one after the other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VectorTable {
-    /// The pair id of each row.
+    /// The id of each row's text.
     pub ids: Vec<u64>,
     /// The width of a row, in numbers.
     pub width: usize,
@@ -27,6 +29,25 @@ impl VectorTable {
     #[must_use]
     pub fn row(&self, index: usize) -> &[f16] {
         &self.values[index * self.width..(index + 1) * self.width]
+    }
+
+    /// Returns the rows of each text: the runs of equal ids.
+    #[must_use]
+    pub fn texts(&self) -> Vec<Range<usize>> {
+        let mut start = 0;
+        let runs = self.ids.chunk_by(|a, b| a == b).map(|run| {
+            start += run.len();
+            start - run.len()..start
+        });
+        runs.collect()
+    }
+
+    /// Keeps only the rows of the first `count` texts.
+    pub fn truncate_texts(&mut self, count: usize) {
+        if let Some(after) = self.texts().get(count) {
+            self.ids.truncate(after.start);
+            self.values.truncate(after.start * self.width);
+        }
     }
 
     /// Returns the rows whose ids are `kept`, in their order.
@@ -169,6 +190,18 @@ mod tests {
         let kept = all.retain(|id| id != all.ids[1]);
         assert_eq!(kept.ids, [all.ids[0], all.ids[2], all.ids[3]]);
         assert_eq!((kept.row(0), kept.row(1), kept.len()), (all.row(0), all.row(2), 3));
+    }
+
+    #[test]
+    fn a_text_with_several_rows_stays_whole() {
+        let mut table = VectorTable { ids: vec![7, 7, 7, 2, 9, 9], ..table(6, 2) };
+        assert_eq!(table.texts(), [0..3, 3..4, 4..6]);
+        table.truncate_texts(3);
+        assert_eq!(table.len(), 6);
+        table.truncate_texts(2);
+        assert_eq!((table.ids.as_slice(), table.values.len()), ([7, 7, 7, 2].as_slice(), 8));
+        table.truncate_texts(0);
+        assert!(table.is_empty() && table.values.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod instruct;
 pub use align::{AlignSettings, Metric};
 pub use bounds::{ABOVE_0, Bounds, Expect, FRACTION, Key, Number, at_least, between, fault};
 pub use embed::{EmbedSettings, Pool, PooledTeacher, Teacher, TeacherLayer};
-pub use instruct::{InstructArm, InstructMode, InstructSettings};
+pub use instruct::{InstructArm, InstructMode, InstructSettings, TextParts};
 
 /// Declares a section of the job file.
 ///

@@ -151,6 +151,7 @@ impl Job {
             statistics: None,
             numbers: false,
             windows: 0,
+            sentences: 0,
             merged: false,
         }
     }

@@ -1,11 +1,11 @@
-//! Compares Stage B with PyTorch and PEFT: every gradient of the first step, every loss, and the final weights. `windows.py`
-//! writes the case in which slots read the windows of a text and the projector is trained.
+//! Compares Stage B with PyTorch and PEFT: every gradient of the first step, every loss, and the final weights. `text_parts.py`
+//! writes the cases in which slots read the windows or the sentences of a text and the projector is trained.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod place;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::Device;
@@ -41,6 +41,24 @@ enum Set {
     Paper,
     /// The windows of a text, and a projector that is trained. The set has no gradients of the adapter.
     Windows,
+    /// The same with texts of one to three sentences in place of windows.
+    Sentences,
+}
+
+impl Set {
+    /// Returns the folder of the set's tensors.
+    fn folder(self) -> PathBuf {
+        let below = |name: &str| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden")).join(name);
+        match self {
+            Set::Paper => golden(),
+            Set::Windows => below("windows"),
+            Set::Sentences => below("sentences"),
+        }
+    }
+
+    fn trains_projector(self) -> bool {
+        self != Set::Paper
+    }
 }
 
 /// The part of a golden set for Stage B.
@@ -54,14 +72,11 @@ struct Case {
 
 impl Case {
     fn load(set: Set, backend: &Backend) -> Self {
-        let folder = match set {
-            Set::Paper => golden(),
-            Set::Windows => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/windows")),
-        };
+        let folder = set.folder();
         let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         let models = match set {
             Set::Paper => folder.clone(),
-            Set::Windows => fixture(),
+            Set::Windows | Set::Sentences => fixture(),
         };
         Self {
             set,
@@ -88,10 +103,8 @@ impl Case {
         let median = self.number(&["median_norm"]) as f32;
         let expander = SlotExpander::from_tensors(&self.file(), "instruct.init.", median).unwrap();
         let options = AdamWOptions { beta1: BETA1, beta2: 0.999, weight_decay: self.number(&["weight_decay", "lora"]) };
-        let projector = match self.set {
-            Set::Paper => None,
-            Set::Windows => Some(Projector::from_tensors(&self.file(), "instruct.init.projector.").unwrap()),
-        };
+        let own = || Projector::from_tensors(&self.file(), "instruct.init.projector.").unwrap();
+        let projector = self.set.trains_projector().then(own);
         let parts = InstructParts::new(adapter, expander, projector, options);
         let weights = InstructWeights {
             slots: SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 },
@@ -120,7 +133,7 @@ impl Case {
                     prompt: ids[..prompt].iter().map(token).collect(),
                     slots: positions[row * slots[1]..(row + 1) * slots[1]]
                         .iter()
-                        .map(|position| *position as usize)
+                        .filter_map(|position| usize::try_from(*position).ok())
                         .collect(),
                     answer: ids[prompt..tokens].iter().map(token).collect(),
                 }
@@ -139,10 +152,8 @@ fn trajectory(
     let file = case.file();
     let mut trainer = case.trainer();
     let examples = case.examples();
-    let (_, vectors) = match case.set {
-        Set::Paper => file.f32("instruct.projected").unwrap(),
-        Set::Windows => file.f32("instruct.vectors").unwrap(),
-    };
+    let trains_projector = case.set.trains_projector();
+    let (_, vectors) = file.f32(if trains_projector { "instruct.vectors" } else { "instruct.projected" }).unwrap();
     let (_, teacher) = file.f32("teacher").unwrap();
     let ids: Vec<u64> = examples.iter().map(|example| example.id).collect();
     let own: Range<usize> = 0..examples.len();
@@ -150,10 +161,7 @@ fn trajectory(
         lora: case.number(&["lr", "lora"]),
         expander: case.number(&["lr", "expander"]),
         scale: case.number(&["lr", "scale"]),
-        projector: match case.set {
-            Set::Paper => 0.0,
-            Set::Windows => case.number(&["lr", "projector"]),
-        },
+        projector: if trains_projector { case.number(&["lr", "projector"]) } else { 0.0 },
     };
     let mut collective = Solo::default();
     let steps = case.instruct["trace"].as_array().unwrap().len();
@@ -240,6 +248,12 @@ fn stage_b_takes_the_references_steps_with_weights_in_tensors() {
 fn stage_b_with_windows_takes_the_steps_of_the_pytorch_twin() {
     follow(Set::Windows, &Backend::new(&Device::Cpu, DType::F32));
     follow(Set::Windows, &place::tensors(DType::F32));
+}
+
+#[test]
+fn stage_b_with_sentences_takes_the_steps_of_the_pytorch_twin() {
+    follow(Set::Sentences, &Backend::new(&Device::Cpu, DType::F32));
+    follow(Set::Sentences, &place::tensors(DType::F32));
 }
 
 fn follow(set: Set, backend: &Backend) {

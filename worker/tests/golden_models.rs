@@ -100,7 +100,7 @@ fn encoder_vectors_agree() {
     assert_eq!(done, golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>());
 }
 
-/// `windows.py` writes the expected vectors. Some texts have fewer tokens than windows.
+/// `text_parts.py` writes the expected vectors. Some texts have fewer tokens than windows.
 #[test]
 fn the_vectors_of_windows_agree() {
     let (golden, twin) = (Golden::of(fixture("seed8")), Golden::of(fixture("windows")));

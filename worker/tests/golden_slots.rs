@@ -45,7 +45,8 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let (_, teacher) = file.f32("teacher").unwrap();
     let slot_weights = SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 };
     let rows = |values: Vec<f32>| Tensor::from_vec(values, ((), width), &Device::Cpu).unwrap();
-    let losses = SlotLosses::new(&rows(found), &rows(teacher), 0..pairs, &slot_weights).unwrap();
+    let counts = vec![slots; pairs];
+    let losses = SlotLosses::new(&rows(found), &counts, &rows(teacher), 0..pairs, &slot_weights).unwrap();
     let losses: Vec<f32> = losses.shares.to_vec1().unwrap();
     let trace = &instruct["trace"][0];
     for (name, found) in [("cosine", f64::from(losses[0])), ("info_nce", f64::from(losses[1]))] {

@@ -230,6 +230,9 @@ llink_proto::settings! {
             answers: u32 = 200;
             /// The longest answer, in tokens.
             max_answer_tokens: u32 = 128, at_least(1.0);
+            /// `true` also scores the base decoder, which reads the foreign text itself and has no adapter.
+            #[serde(skip_serializing_if = "is_false")]
+            base: bool = false;
             /// Sentences from outside the corpus to translate, such as FLORES: a source as in `[corpus]`. Absent: none.
             #[serde(skip_serializing_if = "Option::is_none")]
             set: Option<Sources> = None;
@@ -276,4 +279,9 @@ pub enum Compute {
 
 fn is_zero(priority: &i32) -> bool {
     *priority == 0
+}
+
+/// Keeps a switch that is off out of the stages' keys.
+fn is_false(switch: &bool) -> bool {
+    !switch
 }

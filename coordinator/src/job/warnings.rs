@@ -56,11 +56,12 @@ fn instruct(i: &InstructSettings, job: &JobFile, found: &mut Vec<String>) {
                 .to_owned(),
         );
     }
-    if i.windows > 0 && i.mode == InstructMode::Direct {
-        found.push(
-            "`instruct.windows` is given and `instruct.mode` is direct: without slots, nothing reads windows"
-                .to_owned(),
-        );
+    for (key, parts) in [("windows", i.windows), ("sentences", i.sentences)] {
+        if parts > 0 && i.mode == InstructMode::Direct {
+            found.push(format!(
+                "`instruct.{key}` is given and `instruct.mode` is direct: without slots, nothing reads {key}"
+            ));
+        }
     }
     let Some((key, validation)) = validation_rows(job) else {
         return;
@@ -172,6 +173,7 @@ mod tests {
             (format!("{with_b}validation_examples = 2001\n"), "validation looks at 2000"),
             (format!("{with_b}numbers = true\nmode = \"direct\"\n"), "without slots, no numbers"),
             (format!("{with_b}windows = 8\nmode = \"direct\"\n"), "nothing reads windows"),
+            (format!("{with_b}sentences = 3\nmode = \"direct\"\n"), "nothing reads sentences"),
             (format!("[evaluate]\nanswers = 2\n{judge}{with_b}"), "the judge compares 2"),
             ("[instructions]\nsource = \"sample\"\n".to_owned(), "nothing is trained on them"),
             ("[align]\nmin_ranks = 3\n".to_owned(), "--workers 3 the training never starts"),

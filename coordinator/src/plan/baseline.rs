@@ -5,6 +5,7 @@
 //! embeds nothing else again.
 
 use llink_datasets::role::{Side, Tower};
+use llink_proto::settings::TextParts;
 
 use super::portions::{self, Embedding, Portions};
 use super::{Inputs, Phase, PlanError, StageName, earlier};
@@ -31,7 +32,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> 
     let embedding = Embedding {
         stage: STAGE,
         tower: Tower::EncoderEnglish,
-        windows: 0,
+        parts: TextParts::default(),
         phase: "embed English",
         vectors: "encoder vectors of the English",
     };

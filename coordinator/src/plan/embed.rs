@@ -124,6 +124,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> 
                     rows: None,
                     english: false,
                     windows: 0,
+                    sentences: 0,
                 });
                 let label = format!("{tower} vectors of {}/{i:05}", corpus.set(side));
                 tasks.push(inputs.task(kind, weight, label));

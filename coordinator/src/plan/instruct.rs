@@ -30,7 +30,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         json(&section.deciding()),
         format!("seed {}", inputs.job.seed),
     ];
-    if section.windows().is_some() {
+    if section.text_parts().is_some() {
         // The stage's other vectors are of pairs, which only `evaluate` reads.
         let windows = earlier(STAGE, StageName::Windows, inputs)?;
         parts.push(content_where(windows, |role| role.contains("/instructions-")));
@@ -164,6 +164,8 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,
         numbers: section.numbers,
+        sentences: section.text_parts().unwrap_or_default().sentences,
+        base: evaluate.base,
         path: format!("{directory}/answers.jsonl"),
         set: set(directory, inputs)?,
         encoder: match section.mode {

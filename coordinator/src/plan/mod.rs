@@ -51,7 +51,7 @@ pub enum StageName {
     Embed,
     /// Embeds English sentences with the encoder, for the encoder-only baseline.
     Baseline,
-    /// Embeds the windows of texts with the encoder, for Stage B.
+    /// Embeds the sentences and windows of texts with the encoder, for Stage B.
     Windows,
     Align,
     /// Trains slots and LoRA (Stage B).

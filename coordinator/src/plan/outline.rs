@@ -1,7 +1,7 @@
 //! Describes each stage from the job file alone, for a plan that is shown before anything has run.
 
 use llink_datasets::measured::thousands;
-use llink_proto::settings::InstructSettings;
+use llink_proto::settings::{InstructSettings, TextParts};
 
 use super::StageName;
 use crate::job::{InstructionsSection, JobFile, SourceEntry, Sources, SynthesizeSection};
@@ -29,10 +29,7 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
         }
         StageName::Embed => vec![embedded(job), format!("teacher: {}", job.embed.teacher)],
         StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
-        StageName::Windows => super::windows::wanted(job)
-            .map(|windows| format!("{windows} windows of each instruction's foreign text through the encoder"))
-            .into_iter()
-            .collect(),
+        StageName::Windows => super::windows::wanted(job).into_iter().map(parts).collect(),
         StageName::Align => {
             let a = &job.align;
             let margin = job.cleaning.margin;
@@ -55,6 +52,17 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
             Some(_) => "projector, slots and adapter as a bundle, with a model card".to_owned(),
             None => "the projector as a bundle, with a model card".to_owned(),
         }],
+    }
+}
+
+fn parts(TextParts { windows, sentences }: TextParts) -> String {
+    let of = match sentences {
+        0 => "each instruction's foreign text".to_owned(),
+        most => format!("up to {most} sentences of each instruction's foreign text"),
+    };
+    match windows {
+        0 => format!("{of} through the encoder"),
+        windows => format!("{windows} windows of {of} through the encoder"),
     }
 }
 

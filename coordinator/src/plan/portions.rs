@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Role, Side, Tower};
+use llink_proto::settings::TextParts;
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, EmbedShard, ModelRole, Task};
 
@@ -45,8 +46,8 @@ impl Portions {
 pub(super) struct Embedding {
     pub(super) stage: StageName,
     pub(super) tower: Tower,
-    /// The number of windows of a text.
-    pub(super) windows: u32,
+    /// The parts of a text that have vectors of their own.
+    pub(super) parts: TextParts,
     pub(super) phase: &'static str,
     /// The vectors' name in the labels of tasks.
     pub(super) vectors: &'static str,
@@ -89,7 +90,8 @@ pub(super) fn phase(
                 settings: settings.clone(),
                 rows: Some(rows),
                 english: embedding.tower == Tower::EncoderEnglish,
-                windows: embedding.windows,
+                windows: embedding.parts.windows,
+                sentences: embedding.parts.sentences,
             });
             tasks.push(PlannedTask {
                 spec: Task { output_url: inputs.job.output.clone(), kind: Some(kind) },

@@ -134,9 +134,14 @@ fn windows_leave_the_other_vectors_and_stage_a_as_they_are() {
     };
     assert_eq!(changed(&paper, &eight), ["windows", "instruct", "evaluate", "export"]);
     assert_eq!(changed(&four, &eight), ["windows", "instruct", "export"]);
-    // Without slots nothing reads windows.
-    let direct = with_b("windows = 8\nmode = \"direct\"\n");
-    assert!(!StageName::of(&direct).contains(&StageName::Windows));
+    let [two, three] = ["sentences = 2\n", "sentences = 3\n"].map(|more| keyed(&with_b(more)));
+    assert_eq!(changed(&paper, &two), ["windows", "instruct", "evaluate", "export"]);
+    assert_eq!(changed(&two, &three), ["windows", "instruct", "export"]);
+    // Without slots nothing reads windows or sentences.
+    for parts in ["windows = 8\n", "sentences = 2\n"] {
+        let direct = with_b(&format!("{parts}mode = \"direct\"\n"));
+        assert!(!StageName::of(&direct).contains(&StageName::Windows));
+    }
 }
 
 #[test]

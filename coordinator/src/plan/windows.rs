@@ -1,10 +1,11 @@
-//! The `windows` stage embeds foreign texts with the means of their windows, for Stage B's slots. Only a job with
-//! `instruct.windows` has it.
+//! The `windows` stage embeds foreign texts sentence by sentence and with the means of their windows, for Stage B's slots.
+//! Only a job with `instruct.windows` or `instruct.sentences` has it.
 //!
-//! It is a separate stage, so that jobs with and without windows share all other vectors and the projector.
+//! It is a separate stage, so that jobs with and without such parts share all other vectors and the projector.
 
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::Artifact;
+use llink_proto::settings::TextParts;
 
 use super::portions::{self, Embedding, Portion, Portions};
 use super::{Inputs, Phase, PlanError, StageName, earlier, instructions_of, with_role};
@@ -12,9 +13,9 @@ use crate::job::JobFile;
 
 const STAGE: StageName = StageName::Windows;
 
-/// Returns the number of windows of a text that the job's slots read, if they read any.
-pub(super) fn wanted(job: &JobFile) -> Option<u32> {
-    job.instruct.as_ref()?.windows()
+/// Returns the parts of a text that the job's slots read, if they read any.
+pub(super) fn wanted(job: &JobFile) -> Option<TextParts> {
+    job.instruct.as_ref()?.text_parts()
 }
 
 /// Returns the texts to embed: those of all instructions, and those of the pairs on which retrieval is measured.
@@ -31,7 +32,11 @@ fn texts(inputs: &Inputs<'_>) -> Result<[Portions; 3], PlanError> {
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
-    let mut parts = vec![format!("windows {}", wanted(inputs.job).unwrap_or_default())];
+    let TextParts { windows, sentences } = wanted(inputs.job).unwrap_or_default();
+    let mut parts = vec![format!("windows {windows}")];
+    if sentences > 0 {
+        parts.push(format!("sentences {sentences}"));
+    }
     parts.extend(portions::key_parts(STAGE, inputs, &texts(inputs)?)?);
     Ok(parts)
 }
@@ -40,14 +45,14 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> 
     let embedding = Embedding {
         stage: STAGE,
         tower: Tower::EncoderWindows,
-        windows: wanted(inputs.job).unwrap_or_default(),
+        parts: wanted(inputs.job).unwrap_or_default(),
         phase: "embed windows",
         vectors: "window vectors",
     };
     portions::phase(&embedding, key, inputs, texts(inputs)?)
 }
 
-/// Returns the encoder's vectors of instructions for Stage B: with those of their windows, if the job has windows.
+/// Returns the encoder's vectors of instructions for Stage B: with those of their parts, if the slots read any.
 pub(super) fn of_instructions(stage: StageName, inputs: &Inputs<'_>, side: Side) -> Result<Vec<Artifact>, PlanError> {
     let (from, tower) = match wanted(inputs.job) {
         Some(_) => (STAGE, Tower::EncoderWindows),

@@ -1,9 +1,12 @@
 //! Normalizes text: the form in which text is stored, and the stricter form by which two texts are compared.
 
 mod quick;
+mod sentences;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 use xxhash_rust::xxh3::xxh3_64;
+
+pub use sentences::{SentenceRules, Splitter};
 
 /// The treatment of U+200B..U+200D (zero-width space, non-joiner, joiner) inside a text.
 ///

@@ -43,9 +43,18 @@ fn is_false(switch: &bool) -> bool {
     !switch
 }
 
-/// Keeps windows out of the stages' keys where there are none.
-fn is_zero(windows: &u32) -> bool {
-    *windows == 0
+/// Keeps a count out of the stages' keys where it is 0.
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// The parts of a foreign text that have vectors of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TextParts {
+    /// The number of windows of a text, or of each of its sentences. With 0 there are none.
+    pub windows: u32,
+    /// The most sentences of a text. With 0 it is not split.
+    pub sentences: u32,
 }
 
 crate::settings! {
@@ -67,6 +76,10 @@ crate::settings! {
             /// `windows` slots. With 0 the slots come from the text's one vector, as in the paper.
             #[serde(skip_serializing_if = "is_zero")]
             windows: u32 = 0;
+            /// The most sentences of a foreign text. Each is read by itself, up to `embed.max_chars`, and has `slots` slots of
+            /// its own. The last one has the rest of the text. With 0 a text is not split, as in the paper.
+            #[serde(skip_serializing_if = "is_zero")]
+            sentences: u32 = 0;
             /// `true` writes the foreign text's numbers in ASCII behind the slots. They are left out by default.
             #[serde(skip_serializing_if = "is_false")]
             numbers: bool = false;
@@ -153,10 +166,12 @@ impl InstructSettings {
         self.steps.unwrap_or((steps.ceil() as u64).max(1))
     }
 
-    /// Returns the number of windows of a text that the slots read, if there are slots and they read any.
+    /// Returns the parts of a text that the slots read, if there are slots and they read any.
     #[must_use]
-    pub fn windows(&self) -> Option<u32> {
-        (self.windows > 0 && self.mode != InstructMode::Direct).then_some(self.windows)
+    pub fn text_parts(&self) -> Option<TextParts> {
+        let Self { windows, sentences, .. } = *self;
+        let any = windows > 0 || sentences > 0;
+        (any && self.mode != InstructMode::Direct).then_some(TextParts { windows, sentences })
     }
 
     /// Reports invalid values.
@@ -167,7 +182,8 @@ impl InstructSettings {
         let reserved = (1..=10).contains(&self.slots) || self.mode == InstructMode::Direct;
         let expected = "1 to 10, the number of the decoder's reserved tokens";
         expect(reserved, "instruct.slots", &self.slots, expected);
-        let shared = self.windows().is_none_or(|windows| self.slots.is_multiple_of(windows));
+        let windows = self.text_parts().unwrap_or_default().windows;
+        let shared = windows == 0 || self.slots.is_multiple_of(windows);
         let expected = "0 or a divisor of `instruct.slots`, so that each window has equally many slots";
         expect(shared, "instruct.windows", &self.windows, expected);
         let from = self.from.as_deref().unwrap_or_default();

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Prepared {
     prompt: ChatPrompt,
-    /// The slots of all passages, [K, width]; none when the prompt holds the texts themselves.
+    /// The slots of all passages; none when the prompt holds the texts themselves.
     slots: Option<Vec<f32>>,
     /// Number of characters beyond the encoder's limit, which were not read.
     pub unread_chars: usize,
@@ -111,8 +111,8 @@ impl Generator {
     /// Prepares an answer to an instruction about a sentence.
     fn prepare(&self, sentence: &Sentence, instruction: &str) -> Result<Prepared> {
         let prompt = match &self.bundle.expander {
-            Some(expander) => {
-                let (slots, seen) = (expander.shape().slots, self.limits().cut(&sentence.text));
+            Some(_) => {
+                let (slots, seen) = (self.slot_count(sentence), self.seen(&sentence.text));
                 self.decoder.prompt_about(instruction, slots, seen, self.numbers.as_ref())?
             }
             None => {
@@ -138,12 +138,12 @@ impl Generator {
         {
             return self.prepare(&read[0], instruction);
         }
+        let counts: Vec<usize> = read.iter().map(|read| self.slot_count(read)).collect();
         let form = match &self.bundle.expander {
-            Some(expander) => Passages::Slots(expander.shape().slots, self.numbers.as_ref()),
+            Some(_) => Passages::Slots(&counts, self.numbers.as_ref()),
             None => Passages::Text(self.prompt.text_tokens),
         };
-        let limits = self.limits();
-        let mut lines = read.iter().map(|read| Part::Passage(limits.cut(&read.text)));
+        let mut lines = read.iter().map(|read| Part::Passage(self.seen(&read.text)));
         let mut cleaned = |part: &Part<'_>| match part {
             Part::Passage(_) => lines.next(),
             Part::Text(_) => None,

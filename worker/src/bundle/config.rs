@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use llink_datasets::numbers::Rules;
+use llink_datasets::text::SentenceRules;
 use serde::{Deserialize, Serialize};
 
 use crate::models::Reading;
@@ -68,7 +69,7 @@ pub struct EncoderEntry {
     pub fingerprint: String,
     /// Width of the encoder's vectors.
     pub hidden_size: usize,
-    /// The most characters of a text; the rest is cut.
+    /// The most characters of a text, or of a sentence if texts are split; the rest is cut.
     pub max_chars: usize,
     /// The most tokens of a text, including special tokens; the rest is cut.
     pub max_tokens: usize,
@@ -133,6 +134,9 @@ pub struct SlotsEntry {
     /// its slots before they get the common norm. 0 if the slots come from the text's own vector alone.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub windows: usize,
+    /// How a text is split into sentences, each of which is read by itself and has `count` slots; none if it is not split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentences: Option<SentenceRules>,
 }
 
 /// Keeps windows out of the file where there are none.

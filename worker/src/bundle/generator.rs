@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::numbers::Scanner;
-use llink_datasets::text::{ZeroWidth, clean_line};
+use llink_datasets::text::{Splitter, ZeroWidth, clean_line};
 use tokio::runtime::Handle;
 
 use super::config::PromptEntry;
@@ -47,7 +47,7 @@ pub struct Answering {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sentence {
     pub(super) text: String,
-    /// The slots, [K, width]; none when the prompt holds the text itself.
+    /// The slots, [K, width] for the text or for each of its sentences; none when the prompt holds the text itself.
     pub(super) slots: Option<Vec<f32>>,
     /// Number of characters beyond the encoder's limit, which were not read.
     pub unread_chars: usize,
@@ -66,8 +66,10 @@ pub struct Generator {
     /// The encoder, loaded at the first sentence that is not in the cache.
     encoder: Option<Encoder>,
     vectors: VectorCache,
-    /// The number of windows of a text that the slots read.
+    /// The number of windows of a text or of a sentence that the slots read.
     windows: usize,
+    /// Splits a text into sentences, if it is split.
+    splitter: Option<Splitter>,
     opening: Opening,
     runtime: Handle,
 }
@@ -93,7 +95,10 @@ impl Generator {
         })?;
         let numbers = prompt.numbers.as_ref().map(Scanner::new).transpose();
         let numbers = numbers.map_err(|fault| refuse(&fault))?;
-        let windows = bundle.config.slots.as_ref().map_or(0, |slots| slots.windows);
+        let slots = bundle.config.slots.as_ref();
+        let windows = slots.map_or(0, |slots| slots.windows);
+        let splitter = slots.and_then(|slots| slots.sentences.as_ref()).map(Splitter::by).transpose();
+        let splitter = splitter.map_err(|fault| refuse(&fault))?;
         let entry = &bundle.config.decoder;
         let wanted =
             Wanted { role: "decoder", name: &entry.name, source: &entry.source, fingerprint: &entry.fingerprint };
@@ -107,6 +112,7 @@ impl Generator {
             adapter: LoadedAdapter::new(&adapter, decoder.model())?,
             vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder).with_windows(windows),
             windows,
+            splitter,
             prompt,
             numbers,
             decoder,
@@ -117,11 +123,29 @@ impl Generator {
         })
     }
 
-    pub(super) fn limits(&self) -> TextLimits {
+    fn limits(&self) -> TextLimits {
         TextLimits {
             max_chars: self.bundle.config.encoder.max_chars,
             max_tokens: self.bundle.config.encoder.max_tokens,
         }
+    }
+
+    /// Returns the part of a clean line in which numbers are found.
+    pub(super) fn seen<'a>(&self, line: &'a str) -> &'a str {
+        if self.splitter.is_some() { line } else { self.limits().cut(line) }
+    }
+
+    /// Returns the sentences of a clean line, each cut to what the encoder reads, and the number of characters that were cut.
+    fn sentences<'a>(&self, line: &'a str) -> (Vec<&'a str>, usize) {
+        let whole = self.splitter.as_ref().map_or_else(|| vec![line], |splitter| splitter.split(line));
+        let cut: Vec<&str> = whole.iter().map(|sentence| self.limits().cut(sentence)).collect();
+        let unread = whole.iter().zip(&cut).map(|(whole, cut)| whole[cut.len()..].chars().count()).sum();
+        (cut, unread)
+    }
+
+    /// Returns the number of slots of a text that was read.
+    pub(super) fn slot_count(&self, sentence: &Sentence) -> usize {
+        sentence.slots.as_ref().map_or(0, Vec::len) / self.bundle.config.decoder.hidden_size
     }
 
     /// Returns the key that identifies the bundle.
@@ -168,7 +192,8 @@ impl Generator {
             return Ok(lines.into_iter().map(sentence).collect());
         };
         let limits = self.limits();
-        let seen: Vec<&str> = lines.iter().map(|line| limits.cut(line)).collect();
+        let read: Vec<(Vec<&str>, usize)> = lines.iter().map(|line| self.sentences(line)).collect();
+        let seen: Vec<&str> = read.iter().flat_map(|(sentences, _)| sentences).copied().collect();
         let mut known: Vec<Option<Vec<f16>>> = seen.iter().map(|text| self.vectors.get(text)).collect();
         let unknown: Vec<usize> = (0..seen.len()).filter(|at| known[*at].is_none()).collect();
         if !unknown.is_empty() {
@@ -186,21 +211,18 @@ impl Generator {
                 known[at] = Some(vector);
             }
         }
-        let unread: Vec<usize> =
-            lines.iter().zip(&seen).map(|(line, seen)| line[seen.len()..].chars().count()).collect();
         let vectors = known.into_iter().flatten().flatten().collect::<Vec<f16>>();
         let mut wide = vec![0.0; vectors.len()];
         vectors.convert_to_f32_slice(&mut wide);
         let slots = expander.expand(&self.bundle.projector.project(&wide)?, self.windows)?;
         let shape = expander.shape();
-        let each = slots.chunks_exact(shape.slots * shape.width);
-        let sentences = lines.into_iter().zip(each).zip(unread);
-        let sentence = |((text, slots), unread_chars): ((String, &[f32]), usize)| Sentence {
-            text,
-            slots: Some(slots.to_vec()),
+        let mut left = slots.chunks_exact(shape.slots * shape.width);
+        let sentence = |(text, (sentences, unread_chars)): (&String, (Vec<&str>, usize))| Sentence {
+            text: text.clone(),
+            slots: Some(left.by_ref().take(sentences.len()).flatten().copied().collect()),
             unread_chars,
         };
-        Ok(sentences.map(sentence).collect())
+        Ok(lines.iter().zip(read).map(sentence).collect())
     }
 }
 

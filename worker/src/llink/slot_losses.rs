@@ -1,12 +1,12 @@
 //! The losses of the slots in Stage B. The mean of a pair's slots must point at its teacher's vector, and not at
 //! another pair's.
 //!
-//! Let ŝ be the normalized mean of a pair's slots, and t̂ the normalized teachers of the global batch of B pairs. Then
+//! Let ŝ be the normalized mean of all slots of a text, and t̂ the normalized teachers of the global batch of B pairs. Then
 //! `cosine` = mean (1 − ŝ·t̂), and `info_nce` = mean CE of row i of ŝ t̂ᵀ / τ, label i.
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use llink_proto::settings::InstructSettings;
 
 use crate::Result;
@@ -37,20 +37,30 @@ impl From<&InstructSettings> for SlotWeights {
 pub struct SlotLosses {
     /// The shares of `cosine` and `info_nce`, f32 `[2]`.
     pub shares: Tensor,
-    /// The gradient of the weighted losses with respect to the slots, f32 `[b·K, d]`.
+    /// The gradient of the weighted losses with respect to the slots, f32 `[Σ counts, d]`.
     pub grad_slots: Tensor,
 }
 
 impl SlotLosses {
-    /// Computes the losses of a rank with slots `[b·K, d]`, which are rows `own` of the global batch. The global batch
-    /// has teachers `[B, d]`. Both are f32.
+    /// Computes the losses of a rank with slots `[Σ counts, d]`, which belong to rows `own` of the global batch. `counts` has
+    /// the number of slots of each text, `[b]`. The global batch has teachers `[B, d]`. Slots and teachers are f32.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the shapes do not match, or the device fails.
-    pub fn new(slots: &Tensor, teacher: &Tensor, own: Range<usize>, weights: &SlotWeights) -> Result<Self> {
+    pub fn new(
+        slots: &Tensor,
+        counts: &[usize],
+        teacher: &Tensor,
+        own: Range<usize>,
+        weights: &SlotWeights,
+    ) -> Result<Self> {
         let (batch, (pairs, width)) = (own.len(), teacher.dims2()?);
-        let slots = slots.reshape((batch, (), width))?; // [b, K, d]
-        let students = UnitRows::of(&slots.mean(1)?)?;
+        let texts = counts.iter().enumerate().flat_map(|(text, count)| vec![text as u32; *count]);
+        let texts = Tensor::from_iter(texts, slots.device())?; // of each slot
+        let counts: Vec<f32> = counts.iter().map(|count| *count as f32).collect();
+        let counts = Tensor::from_vec(counts, (batch, 1), slots.device())?;
+        let sums = Tensor::zeros((batch, width), DType::F32, slots.device())?.index_add(&texts, slots, 0)?;
+        let students = UnitRows::of(&sums.broadcast_div(&counts)?)?;
         let teachers = UnitRows::of(teacher)?.unit;
         let cosines = students.unit.matmul(&teachers.t()?)?; // [b, B]
         let labels: Vec<u32> = (own.start as u32..own.end as u32).collect();
@@ -69,10 +79,9 @@ impl SlotLosses {
         let label = Tensor::full(label, (batch, 1), softmax.device())?;
         let grad_students = softmax.scatter_add(&labels, &label, 1)?.matmul(&teachers)?;
         let grad_means = students.backward(grad_students)?;
-        let grad_slot = (grad_means / slots.dim(1)? as f64)?.unsqueeze(1)?;
         Ok(Self {
             shares: Tensor::stack(&[cosine, info_nce], 0)?,
-            grad_slots: grad_slot.broadcast_as(slots.shape())?.reshape(((), width))?,
+            grad_slots: grad_means.broadcast_div(&counts)?.index_select(&texts, 0)?,
         })
     }
 }
@@ -84,7 +93,8 @@ mod tests {
     use super::*;
 
     const D: usize = 5;
-    const K: usize = 3;
+    /// The slots of each text: one of them has two sentences.
+    const COUNTS: [usize; 4] = [3, 3, 6, 3];
     const WEIGHTS: SlotWeights = SlotWeights { cosine: 0.05, info_nce: 0.01, temperature: 0.07 };
 
     fn numbers(count: usize, key: f64) -> Vec<f64> {
@@ -95,14 +105,23 @@ mod tests {
         values.iter().map(|x| *x as f32).collect()
     }
 
+    /// Returns the numbers of the slots of some texts.
+    fn rows_of(texts: Range<usize>) -> Range<usize> {
+        let before = |text: usize| D * COUNTS[..text].iter().sum::<usize>();
+        before(texts.start)..before(texts.end)
+    }
+
     fn definition(slots: &[f64], teacher: &[f64]) -> [f64; 2] {
         let unit = |row: Vec<f64>| {
             let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.iter().map(|x| x / norm).collect::<Vec<_>>()
         };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let mean = |row: &[f64]| (0..D).map(|c| (0..K).map(|k| row[k * D + c]).sum::<f64>() / K as f64).collect();
-        let s: Vec<_> = slots.chunks(K * D).map(|row| unit(mean(row))).collect();
+        let mean = |rows: &[f64]| {
+            let count = rows.len() / D;
+            (0..D).map(|c| rows.iter().skip(c).step_by(D).sum::<f64>() / count as f64).collect()
+        };
+        let s: Vec<_> = (0..COUNTS.len()).map(|text| unit(mean(&slots[rows_of(text..text + 1)]))).collect();
         let t: Vec<_> = teacher.chunks(D).map(|row| unit(row.to_vec())).collect();
         let mut losses = [0.0; 2];
         for (i, s) in s.iter().enumerate() {
@@ -115,12 +134,12 @@ mod tests {
 
     #[test]
     fn losses_and_gradient_follow_the_definition_and_ranks_add_up() {
-        let (mut slots, teacher) = (numbers(4 * K * D, 0.77), numbers(4 * D, 1.9));
+        let (mut slots, teacher) = (numbers(rows_of(0..4).end, 0.77), numbers(4 * D, 1.9));
         let tensor = |values: &[f64]| Tensor::from_vec(narrow(values), (values.len() / D, D), &Device::Cpu).unwrap();
         let (mut gradient, mut sum) = (Vec::new(), [0.0; 2]);
         for rows in [0..3, 3..4] {
-            let own = tensor(&slots[rows.start * K * D..rows.end * K * D]);
-            let share = SlotLosses::new(&own, &tensor(&teacher), rows, &WEIGHTS).unwrap();
+            let (own, counts) = (tensor(&slots[rows_of(rows.clone())]), &COUNTS[rows.clone()]);
+            let share = SlotLosses::new(&own, counts, &tensor(&teacher), rows, &WEIGHTS).unwrap();
             let losses: Vec<f32> = share.shares.to_vec1().unwrap();
             sum = [sum[0] + f64::from(losses[0]), sum[1] + f64::from(losses[1])];
             gradient.extend(share.grad_slots.flatten_all().unwrap().to_vec1::<f32>().unwrap());

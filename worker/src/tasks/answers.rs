@@ -4,6 +4,7 @@ mod cost;
 mod set;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use llink_datasets::instructions::InstructionRow;
@@ -11,6 +12,7 @@ use llink_datasets::measured::{self, AnswerCost, Arm, SET_TRAINED_ON, Scored, TR
 use llink_datasets::numbers::Scanner;
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
+use llink_datasets::text::Splitter;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::EmbedSettings;
 use llink_proto::{Answers, Artifact, EvaluationSet, ModelRef, TaskResult};
@@ -18,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TaskContext;
-use super::instruct::{first, read_projector, read_rows, widened};
-use super::training::{self, read_tables};
+use super::instruct::{read_projector, read_rows, widened};
+use super::training::{self, read_first};
 use crate::device::is_out_of_memory;
 use crate::llink::answers::answer_scores;
 use crate::llink::projector::Projector;
@@ -92,10 +94,11 @@ pub(super) fn run(
     let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
     let (vectors, windows) = match slots {
         Some(slots) => {
-            let table = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
-            (widened(&table), slots.windows(table.width))
+            let table = read_first(context, store, &task.encoder_vectors, rows.len())?;
+            let windows = slots.windows(table.width);
+            (TextVectors { values: widened(&table), width: table.width, rows: table.texts() }, windows)
         }
-        None => (Vec::new(), 0),
+        None => (TextVectors::default(), 0),
     };
     let encoder = task.encoder.as_ref().map(|model| TextReader::of(context, task, model, windows)).transpose()?;
     let mut sets = vec![Asked { rows, vectors }];
@@ -104,19 +107,26 @@ pub(super) fn run(
     }
     let mut said = sets.iter().map(|asked| answerer.own(asked, slots)).collect::<Result<Vec<_>>>()?;
     let asked = &sets[0];
-    let from =
-        slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors { slots, vectors: &asked.vectors, reader });
+    let from = slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors { slots, reader });
     let mut cost = |answerer: &Answerer<'_>, arm: Arm, answers: Option<&[String]>| -> Result<()> {
         let base = LoadedAdapter::default();
         let adapter = if arm == Arm::Base { &base } else { &answerer.adapter };
         let from = from.as_ref().filter(|_| arm == Arm::Slots);
-        let cost = answerer.cost(&asked.rows, answers, adapter, from)?;
+        let cost = answerer.cost(asked, answers, adapter, from)?;
         measured::put(&mut result.figures, &AnswerCost::of(arm), &cost);
         Ok(())
     };
     let (own, answers) = &said[0][0];
     cost(&answerer, *own, Some(answers))?;
-    cost(&answerer, Arm::Base, None)?;
+    if task.base {
+        let adapter = std::mem::take(&mut answerer.adapter);
+        for (said, asked) in said.iter_mut().zip(&sets) {
+            said.push((Arm::Base, answerer.direct(&asked.rows)?));
+        }
+        answerer.adapter = adapter;
+    }
+    let by_base = said[0].iter().find(|(arm, _)| *arm == Arm::Base);
+    cost(&answerer, Arm::Base, by_base.map(|(_, answers)| answers.as_slice()))?;
     if task.direct_adapter.is_some() {
         answerer.adapter = loaded(&task.direct_adapter_config, &task.direct_adapter)?;
         for (said, asked) in said.iter_mut().zip(&sets) {
@@ -144,10 +154,29 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Texts to answer instructions about, with their encoder vectors `[n, 1 + W, d_e]`, which are empty in direct mode.
+/// Texts to answer instructions about, with their encoder vectors, which are empty in direct mode.
 struct Asked {
     rows: Vec<InstructionRow>,
-    vectors: Vec<f32>,
+    vectors: TextVectors,
+}
+
+/// The encoder's vectors of texts. A row, `[1 + W, d_e]`, has those of a text and of its windows. A text that is split has a row
+/// for each sentence.
+#[derive(Default)]
+struct TextVectors {
+    values: Vec<f32>,
+    /// The width of a row.
+    width: usize,
+    /// The rows of each text.
+    rows: Vec<Range<usize>>,
+}
+
+impl TextVectors {
+    /// Returns the vectors of a text.
+    fn of(&self, text: usize) -> &[f32] {
+        let Range { start, end } = self.rows[text];
+        &self.values[start * self.width..end * self.width]
+    }
 }
 
 /// Reads the evaluation set, and counts what training has seen of it.
@@ -167,7 +196,7 @@ fn outside(
     result.figures.insert(SET_TRAINED_ON.into(), seen as f64);
     let vectors = match encoder {
         Some(reader) => set::vectors(context, reader, &rows)?,
-        None => Vec::new(),
+        None => TextVectors::default(),
     };
     Ok(Asked { rows, vectors })
 }
@@ -177,8 +206,10 @@ struct TextReader {
     encoder: Arc<Encoder>,
     limits: TextLimits,
     budget: usize,
-    /// The number of windows of a text, W.
+    /// The number of windows of a text or of a sentence, W.
     windows: usize,
+    /// Splits a text into sentences, if it is split.
+    splitter: Option<Splitter>,
 }
 
 impl TextReader {
@@ -189,13 +220,20 @@ impl TextReader {
             limits: TextLimits { max_chars: settings.max_chars as usize, max_tokens: settings.max_tokens as usize },
             budget: settings.token_budget as usize,
             windows,
+            splitter: (task.sentences > 0).then(|| Splitter::new(task.sentences as usize)),
         })
     }
 
-    /// Returns the vectors of each text and of its windows, `[1 + W, d_e]`.
-    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
-        let ids = self.encoder.tokenize(texts, self.limits)?;
-        self.encoder.embed_windows(&ids, self.windows, self.budget, &mut |_| {})
+    /// Returns the vectors of each sentence and of its windows, `[1 + W, d_e]`. A text that is not split is one sentence.
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let split = texts.iter().map(|text| match &self.splitter {
+            Some(splitter) => splitter.split(text),
+            None => vec![*text],
+        });
+        let sentences: Vec<Vec<&str>> = split.collect();
+        let ids = self.encoder.tokenize(&sentences.concat(), self.limits)?;
+        let mut vectors = self.encoder.embed_windows(&ids, self.windows, self.budget, &mut |_| {})?.into_iter();
+        Ok(sentences.iter().map(|of_text| vectors.by_ref().take(of_text.len()).collect()).collect())
     }
 }
 
@@ -224,18 +262,17 @@ impl Answerer<'_> {
         let Some(slots) = slots else {
             return Ok(vec![(Arm::Direct, self.direct(&asked.rows)?)]);
         };
-        let values = slots.of(&asked.vectors, asked.rows.len())?;
+        let vectors = &asked.vectors;
+        let values = slots.of(&vectors.values, vectors.width)?;
         let zeros = vec![0.0; values.len()];
-        Ok(vec![
-            (Arm::Slots, self.with_slots(&asked.rows, &slots.expander, &values)?),
-            (Arm::Zeroed, self.with_slots(&asked.rows, &slots.expander, &zeros)?),
-        ])
-    }
-
-    fn with_slots(&self, rows: &[InstructionRow], expander: &SlotExpander, slots: &[f32]) -> Result<Vec<String>> {
-        let shape = expander.shape();
-        let each: Vec<&[f32]> = slots.chunks_exact(shape.slots * shape.width).collect();
-        self.answers(&self.slot_prompts(rows, expander)?, &each)
+        let prompts = self.slot_prompts(asked, &slots.expander)?;
+        let shape = slots.expander.shape();
+        let width = shape.slots * shape.width;
+        let answers = |values: &[f32]| {
+            let each = vectors.rows.iter().map(|rows| &values[rows.start * width..rows.end * width]);
+            self.answers(&prompts, &each.collect::<Vec<_>>())
+        };
+        Ok(vec![(Arm::Slots, answers(&values)?), (Arm::Zeroed, answers(&zeros)?)])
     }
 
     fn direct(&self, rows: &[InstructionRow]) -> Result<Vec<String>> {
@@ -246,10 +283,12 @@ impl Answerer<'_> {
         answers(self.context, self.decoder, &self.adapter, &self.options, prompts, slots)
     }
 
-    fn slot_prompts(&self, rows: &[InstructionRow], expander: &SlotExpander) -> Result<Vec<ChatPrompt>> {
+    fn slot_prompts(&self, asked: &Asked, expander: &SlotExpander) -> Result<Vec<ChatPrompt>> {
         let (slots, numbers) = (expander.shape().slots, self.numbers.as_ref());
-        let prompt = |row: &InstructionRow| self.decoder.prompt_about(&row.instruction, slots, &row.foreign, numbers);
-        rows.iter().map(prompt).collect()
+        let prompt = |(row, sentences): (&InstructionRow, &Range<usize>)| {
+            self.decoder.prompt_about(&row.instruction, slots * sentences.len(), &row.foreign, numbers)
+        };
+        asked.rows.iter().zip(&asked.vectors.rows).map(prompt).collect()
     }
 
     fn direct_prompts(&self, rows: &[InstructionRow]) -> Result<Vec<ChatPrompt>> {
@@ -330,22 +369,23 @@ impl Slots {
         (width / self.projector.shape().input).saturating_sub(1)
     }
 
-    /// Returns the slots of `n` texts, as `[n, K, d]`, from the encoder's vectors of the texts and of their windows
-    /// `[n, 1 + W, d_e]`.
-    fn of(&self, vectors: &[f32], n: usize) -> Result<Vec<f32>> {
-        let windows = self.windows(vectors.len() / n.max(1));
-        self.expander.expand(&self.projector.project(vectors)?, windows)
+    /// Returns the slots of n texts or sentences, as `[n, K, d]`, from rows of `width` numbers: the encoder's vectors of each and
+    /// of its windows, `[n, 1 + W, d_e]`.
+    fn of(&self, vectors: &[f32], width: usize) -> Result<Vec<f32>> {
+        self.expander.expand(&self.projector.project(vectors)?, self.windows(width))
     }
 
     /// Returns the mean of the slots of each text, `[n, d]`, which Stage B keeps near the teacher.
     pub(super) fn means(&self, vectors: &VectorTable) -> Result<Vec<f32>> {
         let shape = self.expander.shape();
-        let slots = self.of(&widened(vectors), vectors.ids.len())?;
-        let mean = |slots: &[f32]| -> Vec<f32> {
+        let slots = self.of(&widened(vectors), vectors.width)?;
+        let mean = |rows: Range<usize>| -> Vec<f32> {
+            let count = rows.len() * shape.slots;
+            let slots = &slots[rows.start * shape.slots * shape.width..][..count * shape.width];
             let sum = |column: usize| slots.iter().skip(column).step_by(shape.width).sum::<f32>();
-            (0..shape.width).map(|column| sum(column) / shape.slots as f32).collect()
+            (0..shape.width).map(|column| sum(column) / count as f32).collect()
         };
-        Ok(slots.chunks_exact(shape.slots * shape.width).flat_map(mean).collect())
+        Ok(vectors.texts().into_iter().flat_map(mean).collect())
     }
 }
 

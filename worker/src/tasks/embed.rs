@@ -9,6 +9,7 @@ use std::time::Instant;
 use half::f16;
 use llink_datasets::pairs::{Language, read_texts};
 use llink_datasets::role::{Corpus, Role};
+use llink_datasets::text::Splitter;
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher};
 use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
@@ -42,6 +43,9 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let mut table = read_texts(&store.describe(&shard.path), content, language)?;
     if let Some(rows) = task.rows {
         table.truncate(rows as usize);
+    }
+    if task.sentences > 0 {
+        table = table.by_sentence(&Splitter::new(task.sentences as usize));
     }
     let settings: EmbedSettings = training::settings(&task.settings)?;
     let reader = Reader::of(context, &settings, model, task.windows)?;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use llink_datasets::numbers::Rules;
 use llink_datasets::role::{Part, Role};
 use llink_datasets::store::Store;
+use llink_datasets::text::SentenceRules;
 use llink_proto::{Artifact, Export, ModelRef, TaskResult};
 
 use super::TaskContext;
@@ -205,6 +206,7 @@ fn config(
             ids: loaded.chat().slot_ids(shape.slots).to_vec(),
             median_norm: expander.median_norm(),
             windows: task.windows as usize,
+            sentences: (task.sentences > 0).then(|| SentenceRules::new(task.sentences as usize)),
         }
     });
     let adapter = trained.adapter.as_ref().map(|(adapter, _)| AdapterEntry {

@@ -13,7 +13,7 @@ use llink_proto::settings::InstructSettings;
 use llink_proto::{Artifact, Instruct, ModelRef, TaskResult};
 
 use super::TaskContext;
-use super::training::{self, read_tables};
+use super::training::{self, read_first};
 use crate::bundle::{Bundle, BundleFolder};
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
@@ -48,8 +48,8 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     let projector = read_projector(context, &store, projector)?;
     let data = |shards: &[Artifact], encoder: &[Artifact], teacher: &[Artifact], at_most: usize| {
         let rows = read_rows(context, &store, shards, at_most)?;
-        let encoder = first(read_tables(context, &store, encoder)?, at_most);
-        let teacher = first(read_tables(context, &store, teacher)?, at_most);
+        let encoder = read_first(context, &store, encoder, at_most)?;
+        let teacher = read_first(context, &store, teacher, at_most)?;
         InstructData::new(&decoder, &options, &rows, encoder, teacher, projector.clone())
     };
     let train = data(&task.instructions, &task.encoder_vectors, &task.teacher_vectors, usize::MAX)?;
@@ -120,7 +120,8 @@ fn start(context: &TaskContext, url: &str, model: &ModelRef, decoder: &Decoder) 
     let expander = bundle.expander.ok_or_else(|| {
         Error::Input(format!("`instruct.from`: the bundle {name} has no slots, because it was trained in direct mode"))
     })?;
-    Ok(InstructStart { bundle: name, adapter, expander, projector: bundle.projector })
+    let windows = bundle.config.slots.as_ref().map_or(0, |slots| slots.windows);
+    Ok(InstructStart { bundle: name, adapter, expander, projector: bundle.projector, windows })
 }
 
 fn write(
@@ -173,13 +174,6 @@ pub(super) fn read_rows(
     }
     rows.truncate(at_most);
     Ok(rows)
-}
-
-/// Returns the first rows of a table.
-pub(super) fn first(mut table: VectorTable, at_most: usize) -> VectorTable {
-    table.ids.truncate(at_most);
-    table.values.truncate(table.ids.len() * table.width);
-    table
 }
 
 /// Returns the vectors of a table in f32.

@@ -132,6 +132,21 @@ fn ours(row: &Answered) -> String {
 
 /// Pairs the answers with those of the decoder without any adapter, which gets the foreign text itself.
 fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Answered]) -> Result<Vec<Pair>> {
+    let known: Option<Vec<String>> = rows.iter().map(|row| row.answers.get(&Arm::Base).cloned()).collect();
+    let theirs = match known {
+        Some(answers) => answers,
+        None => base_answers(context, task, model, rows)?,
+    };
+    let pairs = rows.iter().zip(theirs).map(|(row, theirs)| Pair {
+        against: Arm::Base,
+        theirs,
+        ours: ours(row),
+        row: row.clone(),
+    });
+    Ok(pairs.collect())
+}
+
+fn base_answers(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Answered]) -> Result<Vec<String>> {
     let decoder = context.models.decoder(context, model)?;
     let options = GenerateOptions {
         max_tokens: task.max_answer_tokens as usize,
@@ -142,14 +157,7 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[A
         rows.iter().map(|row| decoder.direct_prompt(&row.instruction, &row.foreign, task.max_tokens as usize));
     let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
     let plain = LoadedAdapter::default();
-    let theirs = super::answers::answers(context, &decoder, &plain, &options, &prompts, &[])?;
-    let pairs = rows.iter().zip(theirs).map(|(row, theirs)| Pair {
-        against: Arm::Base,
-        theirs,
-        ours: ours(row),
-        row: row.clone(),
-    });
-    Ok(pairs.collect())
+    super::answers::answers(context, &decoder, &plain, &options, &prompts, &[])
 }
 
 /// Pairs the answer with that of the job's own direct fine-tuning, if both arms were trained.

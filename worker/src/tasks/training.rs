@@ -31,23 +31,24 @@ pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Art
     Ok(vectors::concat(tables)?)
 }
 
-/// Reads the first `rows` vectors of several files. Files beyond them are not read.
+/// Reads the vectors of the first `texts` texts of several files. Files beyond them are not read.
 pub(super) fn read_first(
     context: &TaskContext,
     store: &Store,
     artifacts: &[Artifact],
-    rows: usize,
+    texts: usize,
 ) -> Result<VectorTable> {
-    let mut before = 0;
-    let needed = artifacts.iter().take_while(|artifact| {
-        let is_needed = before < rows;
-        before += artifact.rows as usize;
-        is_needed
-    });
-    let needed = needed.count();
-    let mut table = read_tables(context, store, &artifacts[..needed])?;
-    table.ids.truncate(rows);
-    table.values.truncate(table.ids.len() * table.width);
+    let (mut tables, mut before) = (Vec::new(), 0);
+    for artifact in artifacts {
+        if before >= texts {
+            break;
+        }
+        let table = read_tables(context, store, std::slice::from_ref(artifact))?;
+        before += table.texts().len();
+        tables.push(table);
+    }
+    let mut table = vectors::concat(tables)?;
+    table.truncate_texts(texts);
     Ok(table)
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use llink_datasets::manifest::Manifest;
 use llink_datasets::measured::{self, AnswerCost};
 use llink_datasets::role::{Corpus, Role, Side};
-use llink_proto::settings::{AlignSettings, InstructArm, InstructSettings, Metric};
+use llink_proto::settings::{AlignSettings, InstructArm, InstructSettings, Metric, TextParts};
 
 use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
@@ -21,6 +21,11 @@ const READ_NUMBERS: &str = include_str!("read_numbers.py");
 /// Python code that reads the windows of a text, and what each adds to its slots.
 const READ_WINDOWS: &str = include_str!("read_windows.py");
 const ADD_WINDOWS: &str = include_str!("add_windows.py");
+/// Python code that splits a text into sentences.
+const READ_SENTENCES: &str = include_str!("read_sentences.py");
+/// The slots of a text that is not split, and of one that is.
+const SLOTS_OF_TEXT: &str = "slots(vector(text))";
+const SLOTS_OF_SENTENCES: &str = "torch.cat([slots(vector(sentence)) for sentence in sentences(text)])";
 const PROJECTOR: &str = include_str!("load_projector.py");
 
 /// Python code that answers with the merged decoder in a server of vLLM. It continues [`WITH_SLOTS`].
@@ -57,23 +62,26 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     add(settings(inputs));
     add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
     let dense = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "encoder.dense")?;
+    let parts = job.instruct.as_ref().and_then(InstructSettings::text_parts).unwrap_or_default();
     let reads = Reads {
         numbers: job.instruct.as_ref().is_some_and(|section| section.numbers),
-        windows: job.instruct.as_ref().is_some_and(|section| section.windows().is_some()),
+        windows: parts.windows > 0,
+        sentences: parts.sentences > 0,
     };
     add(usage(arm(job), &encoder, &decoder, dense, reads));
     if job.export.merged {
-        add(merged(arm(job), reads.numbers));
+        add(merged(arm(job), reads));
     }
     add(UPLOAD.to_owned());
     Ok(text)
 }
 
 /// What the prompt takes from a text beside its vector.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Reads {
     numbers: bool,
     windows: bool,
+    sentences: bool,
 }
 
 fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Option<&str>) -> String {
@@ -224,10 +232,7 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
             text,
             "{}{}| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
             if i.numbers { "| prompt | the text's numbers in ASCII behind the slots |\n" } else { "" },
-            match i.windows() {
-                Some(windows) => format!("| slots | from the text's vector and those of its {windows} windows |\n"),
-                None => String::new(),
-            },
+            slots_from(i.text_parts().unwrap_or_default()),
             i.usage_weight,
             i.usage_every,
             i.cosine_weight,
@@ -237,6 +242,19 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
     }
     text.push('\n');
     text
+}
+
+/// Returns the row on the slots of a text, if they do not come from its vector alone.
+fn slots_from(TextParts { windows, sentences }: TextParts) -> String {
+    let each = match sentences {
+        0 => String::new(),
+        most => format!(", a group for each of its sentences, at most {most}"),
+    };
+    match (windows, sentences) {
+        (0, 0) => String::new(),
+        (0, _) => format!("| slots | from the vectors of the text{each} |\n"),
+        _ => format!("| slots | from the text's vector and those of its {windows} windows{each} |\n"),
+    }
 }
 
 fn measured(evaluate: &Manifest) -> String {
@@ -253,23 +271,27 @@ fn measured(evaluate: &Manifest) -> String {
     text
 }
 
-/// Fills in what stands beside the slots.
-fn beside(python: &str, numbers: bool) -> String {
-    if numbers { python.replace("BESIDE", "numbers(text)") } else { python.replace(", BESIDE", "") }
+/// Fills in the slots of a text, and what stands beside them.
+fn answering(python: &str, reads: Reads) -> String {
+    let python = match reads.numbers {
+        true => python.replace("BESIDE", "numbers(text)"),
+        false => python.replace(", BESIDE", ""),
+    };
+    match reads.sentences {
+        true => python.replace(SLOTS_OF_TEXT, SLOTS_OF_SENTENCES),
+        false => python,
+    }
 }
 
 fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, reads: Reads) -> String {
     let windows = |python: &'static str| if reads.windows { python } else { "" };
     let with_slots = || {
-        beside(WITH_SLOTS, reads.numbers)
+        answering(WITH_SLOTS, reads)
             .replace("    # WINDOWS\n", windows(ADD_WINDOWS))
             .replace(" + WINDOWS", windows(" + windows"))
     };
     let python = match mode {
-        Some(InstructArm::Slots) if reads.numbers => with_slots()
-            .replace("import os\n", "import os\nimport re\n")
-            .replace("# VECTOR\n", &format!("# VECTOR\n\n\n{READ_NUMBERS}")),
-        Some(InstructArm::Slots) => with_slots(),
+        Some(InstructArm::Slots) => with_expressions(with_slots(), reads),
         Some(InstructArm::Direct) => DIRECT.to_owned(),
         None => PROJECTOR.to_owned(),
     };
@@ -305,13 +327,30 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, r
     text
 }
 
+/// Adds the functions that find numbers and sentences by regular expressions.
+fn with_expressions(python: String, reads: Reads) -> String {
+    let numbers = match reads.sentences {
+        true => READ_NUMBERS.replace("cleaned(text)[: config[\"encoder\"][\"max_chars\"]]", "cleaned(text)"),
+        false => READ_NUMBERS.to_owned(),
+    };
+    let wanted = [(reads.numbers, numbers.as_str()), (reads.sentences, READ_SENTENCES)];
+    let functions: String =
+        wanted.iter().filter(|(is_read, _)| *is_read).map(|(_, code)| format!("\n\n{code}")).collect();
+    match functions.is_empty() {
+        true => python,
+        false => python
+            .replace("import os\n", "import os\nimport re\n")
+            .replace("# VECTOR\n", &format!("# VECTOR\n{functions}")),
+    }
+}
+
 /// Describes the merged decoder, and what serves it.
-fn merged(arm: Option<InstructArm>, numbers: bool) -> String {
+fn merged(arm: Option<InstructArm>, reads: Reads) -> String {
     let mut text = "## Merged decoder\n\n`merged/` is the decoder with the adapter folded in, in the number format of the decoder's own files: \
                     `AutoModelForCausalLM.from_pretrained(\"merged\")` needs no PEFT, and programs that read such folders serve it.\n\n"
         .to_owned();
     if arm == Some(InstructArm::Slots) {
-        let python = beside(WITH_VLLM, numbers);
+        let python = answering(WITH_VLLM, reads);
         let _ = write!(
             text,
             "Slots reach a server of vLLM as embeddings of the whole prompt, through its completions API (llink's tests compare these \
@@ -328,17 +367,14 @@ mod tests {
 
     #[test]
     fn the_python_has_the_numbers_that_the_prompt_has() {
-        let python = |numbers| {
-            let windows = false;
-            usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { numbers, windows })
-        };
+        let python = |numbers| usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { numbers, ..Reads::default() });
         let (with, without) = (python(true), python(false));
         assert!(
             with.contains("slots(vector(text)), numbers(text))")
                 && with.contains("import re\n")
                 && with.contains("def numbers")
         );
-        let server = |numbers| merged(Some(InstructArm::Slots), numbers);
+        let server = |numbers| merged(Some(InstructArm::Slots), Reads { numbers, ..Reads::default() });
         assert!(server(true).contains("slots(vector(text)), numbers(text))[0]"));
         assert!(server(false).contains("slots(vector(text)))[0]"));
         assert!(
@@ -348,13 +384,22 @@ mod tests {
 
     #[test]
     fn the_python_has_windows_only_where_the_slots_read_them() {
-        let python = |windows| {
-            let numbers = false;
-            usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { numbers, windows })
-        };
+        let python = |windows| usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { windows, ..Reads::default() });
         let (with, without) = (python(true), python(false));
         assert!(without.contains("F.normalize(norm(x, expander), dim=-1)"));
         assert!(with.contains("repeat_interleave") && with.contains("[\"slots\"][\"windows\"]"), "{with}");
         assert!(!with.contains("# WINDOWS") && !without.contains("WINDOWS") && !without.contains("windows"));
+    }
+
+    #[test]
+    fn the_python_splits_a_text_only_where_the_slots_read_sentences() {
+        let python = |sentences| {
+            let reads = Reads { sentences, numbers: true, windows: false };
+            [usage(Some(InstructArm::Slots), "e", "d", "[]", reads), merged(Some(InstructArm::Slots), reads)].concat()
+        };
+        let (with, without) = (python(true), python(false));
+        assert_eq!(with.matches(SLOTS_OF_SENTENCES).count(), 2, "{with}");
+        assert!(with.contains("def sentences") && !with.contains(SLOTS_OF_TEXT) && !with.contains("[: config"));
+        assert!(!without.contains("sentences(") && without.contains(SLOTS_OF_TEXT) && without.contains("[: config"));
     }
 }

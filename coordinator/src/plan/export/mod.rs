@@ -3,7 +3,7 @@
 mod card;
 
 use llink_datasets::role::{Corpus, Part, Role, Side};
-use llink_proto::settings::InstructArm;
+use llink_proto::settings::{InstructArm, TextParts};
 use llink_proto::task::Kind;
 use llink_proto::{Export, ModelRole};
 
@@ -74,7 +74,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> 
             Some(InstructArm::Slots) => {
                 export.slots = Some(the_one(STAGE, trained, Part::Slots)?);
                 export.numbers = section.numbers;
-                export.windows = section.windows().unwrap_or_default();
+                TextParts { windows: export.windows, sentences: export.sentences } =
+                    section.text_parts().unwrap_or_default();
             }
             Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
         }

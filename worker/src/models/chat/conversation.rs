@@ -39,8 +39,8 @@ impl<'a> Part<'a> {
 /// What stands in the prompt for a passage.
 #[derive(Debug, Clone, Copy)]
 pub enum Passages<'a> {
-    /// This number of slots, and the numbers that the scanner finds in the text.
-    Slots(usize, Option<&'a Scanner>),
+    /// The number of slots of each passage, and the scanner that finds the passages' numbers.
+    Slots(&'a [usize], Option<&'a Scanner>),
     /// The text itself, cut to this number of tokens.
     Text(usize),
 }
@@ -69,11 +69,13 @@ impl Chat {
         let mut shown = 0;
         for piece in pieces {
             let mut after = piece.chars();
-            let part = after.next().and_then(mark_index).and_then(|index| parts.get(index));
-            match part {
+            let at = after.next().and_then(mark_index).unwrap_or(usize::MAX);
+            match parts.get(at) {
                 Some(Part::Text(said)) => text.push_str(&tokenizer.unmarked(said)),
                 Some(Part::Passage(said)) => match passages {
-                    Passages::Slots(count, numbers) => {
+                    Passages::Slots(counts, numbers) => {
+                        let before = parts[..at].iter().filter(|part| part.passage().is_some()).count();
+                        let count = counts.get(before).copied().unwrap_or_default();
                         let numbers = numbers.map(|scanner| scanner.ascii(said)).unwrap_or_default();
                         text.push_str(&slots(tokenizer, count, &numbers));
                     }
@@ -92,7 +94,7 @@ impl Chat {
             )));
         }
         let count = match passages {
-            Passages::Slots(count, _) => count,
+            Passages::Slots(counts, _) => counts.iter().copied().min().unwrap_or_default(),
             Passages::Text(_) => 0,
         };
         Ok(self.with_slot_ids(tokenizer.encode_marked(&text)?, count))

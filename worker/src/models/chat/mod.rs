@@ -173,7 +173,8 @@ impl Chat {
         Ok(self.with_slot_ids(ids, slots))
     }
 
-    /// Returns the prompt of `ids`, with [`NO_TOKEN`] at each place of a slot. Each passage has `slots` slots.
+    /// Returns the prompt of `ids`, with [`NO_TOKEN`] at each place of a slot. These places get the ids of `slots` slots, again
+    /// and again, if the vocabulary has as many.
     fn with_slot_ids(&self, mut ids: Vec<u32>, slots: usize) -> ChatPrompt {
         let places: Vec<usize> = (0..ids.len()).filter(|at| ids[*at] == NO_TOKEN).collect();
         for (place, id) in places.iter().zip(self.slot_ids(slots).iter().cycle()) {

@@ -118,7 +118,7 @@ fn a_conversation_of_one_question_is_the_prompt_of_training() {
         for (control, _) in tokenizer.controls() {
             let (instruction, text) = (format!("Say{control} it."), format!("ត្រី{control}\u{10ffff}\u{f0000}"));
             let turns = [Turn { role: "user", parts: vec![Part::Text(&instruction), Part::Passage(&text)] }];
-            let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(3, None)).unwrap();
+            let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(&[3], None)).unwrap();
             assert_eq!(slots, chat.slot_prompt(&tokenizer, &instruction, 3, "").unwrap(), "{folder}");
             let direct = chat.conversation(&tokenizer, &turns, Passages::Text(9)).unwrap();
             assert_eq!(direct, chat.direct_prompt(&tokenizer, &instruction, &text, 9).unwrap(), "{folder}");
@@ -136,7 +136,7 @@ fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
         turn("assistant", &[Part::Text(" Fish, cat. ")]),
         turn("user", &[Part::Passage("ឆ្កែ"), Part::Text("Go on.")]),
     ];
-    let prompt = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap();
+    let prompt = chat.conversation(&tokenizer, &turns, Passages::Slots(&[2, 2, 2], None)).unwrap();
     let said = |slots: &str| {
         format!(
             "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nCompare\n{slots}\n{slots}\n<|im_end|>\n\
@@ -151,6 +151,10 @@ fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
     let places = (0..prompt.ids.len()).filter(|at| (first..first + 2).contains(&prompt.ids[*at]));
     assert_eq!(prompt.slots, places.collect::<Vec<_>>());
     assert_eq!(prompt.slots.len(), 6);
+    // A passage of two sentences has twice as many.
+    let longer = chat.conversation(&tokenizer, &turns, Passages::Slots(&[2, 4, 2], None)).unwrap();
+    assert_eq!(longer.slots[..4], prompt.slots[..4]);
+    assert_eq!(longer.slots[4..], [prompt.slots[3] + 1, prompt.slots[3] + 2, prompt.slots[4] + 2, prompt.slots[5] + 2]);
     let texts = chat.conversation(&tokenizer, &turns[3..], Passages::Text(99)).unwrap();
     assert_eq!(texts.slots, [] as [usize; 0]);
     assert!(tokenizer.decode(&texts.ids).unwrap().contains("ឆ្កែ\nGo on."));
@@ -166,7 +170,7 @@ fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says(
     ] {
         let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
         let turns: Vec<Turn<'_>> = roles.iter().map(|role| turn(role)).collect();
-        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap_err();
+        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(&[], None)).unwrap_err();
         assert!(matches!(&error, Error::Input(said) if said.contains(wanted)), "{folder}: {error}");
     }
 }

@@ -3,36 +3,34 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use llink_datasets::instructions::InstructionRow;
 use llink_datasets::measured::AnswerCost;
 
-use super::{Answerer, Slots, TextReader};
+use super::{Answerer, Asked, Slots, TextReader, TextVectors};
 use crate::Result;
 use crate::models::{ChatPrompt, GenerateOptions, LoadedAdapter};
 
 /// The number of texts that are timed, one after the other.
 const TIMED: usize = 16;
 
-/// The vectors from which an arm makes its slots.
+/// What makes slots of the texts' vectors.
 pub(super) struct FromVectors<'a> {
     pub slots: &'a Slots,
-    /// Encoder vectors `[n, 1 + W, d_e]` in the order of the rows.
-    pub vectors: &'a [f32],
     /// Computes the vector of a text.
     pub reader: &'a TextReader,
 }
 
 impl Answerer<'_> {
-    /// Returns the cost of answers to `rows` by the decoder with `adapter`. Without vectors the decoder reads the text.
+    /// Returns the cost of answers by the decoder with `adapter`. Without slots the decoder reads the text.
     pub(super) fn cost(
         &self,
-        rows: &[InstructionRow],
+        asked: &Asked,
         answers: Option<&[String]>,
         adapter: &LoadedAdapter,
         from: Option<&FromVectors<'_>>,
     ) -> Result<AnswerCost> {
+        let rows = &asked.rows;
         let prompts = match from {
-            Some(from) => self.slot_prompts(rows, &from.slots.expander)?,
+            Some(from) => self.slot_prompts(asked, &from.slots.expander)?,
             None => self.direct_prompts(rows)?,
         };
         let written = |answer: &String| Ok(self.decoder.answer_tokens(answer)?.len());
@@ -43,10 +41,14 @@ impl Answerer<'_> {
             Some(from) => self.median_ms(rows.len(), |row| from.reader.embed(&[&rows[row].foreign]).map(drop))?,
             None => None,
         };
+        let first_token = |row: usize| {
+            let from = from.map(|from| (from.slots, &asked.vectors));
+            self.first_token(&prompts[row], row, adapter, from)
+        };
         Ok(AnswerCost {
             prompt_tokens: mean(&read),
             answer_tokens: written.map(|written| mean(&written)),
-            first_token_ms: self.median_ms(rows.len(), |row| self.first_token(&prompts[row], row, adapter, from))?,
+            first_token_ms: self.median_ms(rows.len(), first_token)?,
             encoder_ms,
         })
     }
@@ -56,15 +58,9 @@ impl Answerer<'_> {
         prompt: &ChatPrompt,
         row: usize,
         adapter: &LoadedAdapter,
-        from: Option<&FromVectors<'_>>,
+        from: Option<(&Slots, &TextVectors)>,
     ) -> Result<()> {
-        let slots = match from {
-            Some(from) => {
-                let width = (1 + from.reader.windows) * from.slots.projector.shape().input;
-                Some(from.slots.of(&from.vectors[row * width..][..width], 1)?)
-            }
-            None => None,
-        };
+        let slots = from.map(|(slots, vectors)| slots.of(vectors.of(row), vectors.width)).transpose()?;
         let options = GenerateOptions { max_tokens: 1, stop: Vec::new(), ..self.options.clone() };
         let model = self.decoder.model();
         model.generate(prompt, slots.as_deref(), adapter, &options, &mut |_| ControlFlow::Break(()))?;

@@ -12,7 +12,7 @@ use llink_proto::{Artifact, EvaluationSet};
 
 use super::super::TaskContext;
 use super::super::shard::source;
-use super::TextReader;
+use super::{TextReader, TextVectors};
 use crate::{Error, Result};
 
 /// Sentences per call of the encoder, between which the order to stop is checked.
@@ -49,16 +49,20 @@ pub(super) fn read(context: &TaskContext, set: &EvaluationSet) -> Result<(Vec<In
     Ok((rows, unusable))
 }
 
-/// Returns the encoder's vectors of the foreign texts and of their windows `[n, 1 + W, d_e]`, rounded as cached ones are.
-pub(super) fn vectors(context: &TaskContext, reader: &TextReader, rows: &[InstructionRow]) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
+/// Returns the encoder's vectors of the foreign texts, rounded as cached ones are.
+pub(super) fn vectors(context: &TaskContext, reader: &TextReader, rows: &[InstructionRow]) -> Result<TextVectors> {
+    let mut found = TextVectors { width: (1 + reader.windows) * reader.encoder.width(), ..TextVectors::default() };
+    let mut before = 0;
     for rows in rows.chunks(CHUNK) {
         context.control.check()?;
         let texts: Vec<&str> = rows.iter().map(|row| row.foreign.as_str()).collect();
-        let vectors = reader.embed(&texts)?;
-        values.extend(vectors.iter().flatten().map(|x| f16::from_f32(*x).to_f32()));
+        for sentences in reader.embed(&texts)? {
+            found.rows.push(before..before + sentences.len());
+            before += sentences.len();
+            found.values.extend(sentences.iter().flatten().map(|x| f16::from_f32(*x).to_f32()));
+        }
     }
-    Ok(values)
+    Ok(found)
 }
 
 /// Returns the number of rows whose foreign text is among the training rows.

@@ -26,7 +26,7 @@ pub(super) struct Benchmark {
     ids: Vec<u64>,
     /// The encoder's vectors of the foreign sides, `[n, d_e]`.
     foreign: Vec<f32>,
-    /// The same with the vectors of their windows, if Stage B's slots read them.
+    /// The same with the vectors of their sentences and windows, if Stage B's slots read them.
     windowed: VectorTable,
     /// The teacher's vectors of the English sides, `[n, width]`.
     taught: Vec<f32>,
@@ -56,7 +56,8 @@ impl Benchmark {
             true => encoder,
             false => read_first(context, store, &task.window_vectors, pairs)?,
         };
-        same_pairs("windows'", &windowed.ids, &teacher.ids)?;
+        let of_texts: Vec<u64> = windowed.texts().iter().map(|rows| windowed.ids[rows.start]).collect();
+        same_pairs("windows'", &of_texts, &teacher.ids)?;
         Ok(Self {
             foreign,
             windowed,

@@ -10,7 +10,7 @@ pub struct InstructExample {
     pub id: u64,
     /// The prompt, with the slots.
     pub prompt: Vec<u32>,
-    /// The positions of the K slots in the prompt.
+    /// The positions of the slots in the prompt: K for the text, or for each of its sentences.
     pub slots: Vec<usize>,
     /// The answer, with the token that ends the turn.
     pub answer: Vec<u32>,
@@ -31,7 +31,7 @@ pub struct InstructBatch {
     pub ids: Vec<u32>,
     /// The start of each example, then T.
     pub offsets: Vec<usize>,
-    /// The rows of the slots, K for each example.
+    /// The rows of the slots of all examples.
     pub slot_rows: Vec<usize>,
     /// A key for each row, made from its example and its place there.
     pub row_keys: Vec<u64>,

@@ -1,5 +1,7 @@
 //! The training data of Stage B: instructions in tokens, and the cached vectors of their texts.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::numbers::Scanner;
@@ -14,8 +16,11 @@ use crate::{Error, Result};
 /// The examples, each with the vectors of its foreign text and of the English translation.
 pub struct InstructData {
     examples: Vec<InstructExample>,
-    /// The encoder vectors in the order of the examples: a text's own, and those of its windows, in one row.
+    /// The encoder vectors in the order of the examples: a text's own, and those of its windows, in one row. A text that is
+    /// split has a row for each sentence.
     encoder: VectorTable,
+    /// The rows of each example's text in `encoder`.
+    rows: Vec<Range<usize>>,
     teacher: VectorTable,
     projector: Projector,
     /// The number of examples that were left out because they have too many tokens.
@@ -35,8 +40,10 @@ impl InstructData {
         teacher: VectorTable,
         projector: Projector,
     ) -> Result<Self> {
+        let texts = encoder.texts();
         for (name, table) in [("encoder", &encoder), ("teacher", &teacher)] {
-            let same = table.ids.iter().eq(rows.iter().map(|row| &row.id));
+            let of_texts = table.ids.chunk_by(|a, b| a == b).map(|rows| &rows[0]);
+            let same = of_texts.eq(rows.iter().map(|row| &row.id));
             if !same {
                 return Err(Error::Input(format!(
                     "the {name} vectors are of other texts than the {} instructions: {} vectors",
@@ -46,7 +53,8 @@ impl InstructData {
             }
         }
         let numbers = options.settings.numbers.then(Scanner::default);
-        let examples = rows.iter().map(|row| example(decoder, options, row, numbers.as_ref()));
+        let examples = rows.iter().zip(&texts);
+        let examples = examples.map(|(row, text)| example(decoder, options, row, text.len(), numbers.as_ref()));
         let examples: Vec<InstructExample> = examples.collect::<Result<_>>()?;
         let longest = (options.settings.max_tokens as usize).min(decoder.config().max_position_embeddings);
         let fits: Vec<usize> = (0..examples.len()).filter(|index| examples[*index].tokens() <= longest).collect();
@@ -57,10 +65,12 @@ impl InstructData {
                 rows.len()
             )));
         }
+        let encoder = select(&encoder, fits.iter().flat_map(|index| texts[*index].clone()));
         Ok(Self {
             examples: fits.iter().map(|index| examples[*index].clone()).collect(),
-            encoder: select(&encoder, &fits),
-            teacher: select(&teacher, &fits),
+            rows: encoder.texts(),
+            encoder,
+            teacher: select(&teacher, fits.into_iter()),
             projector,
             too_long,
         })
@@ -93,21 +103,22 @@ impl InstructData {
     /// Returns the ids of the examples.
     #[must_use]
     pub fn ids(&self) -> &[u64] {
-        &self.encoder.ids
+        &self.teacher.ids
     }
 
-    /// Returns the projected vectors of some examples, `[b, 1 + W, d]`.
+    /// Returns the projected vectors of some examples, as in [`InstructInput::vectors`](super::step::InstructInput::vectors).
     ///
     /// # Errors
     /// [`Error::Input`] when the projector is for vectors of another width.
-    pub fn projected(&self, rows: &[usize]) -> Result<Vec<f32>> {
-        self.projector.project(&gather(&self.encoder, rows))
+    pub fn projected(&self, examples: &[usize]) -> Result<Vec<f32>> {
+        self.projector.project(&self.encoder(examples))
     }
 
-    /// Returns the encoder vectors of some examples, `[b, 1 + W, d_e]`.
+    /// Returns the encoder vectors of some examples, as in [`InstructData::projected`].
     #[must_use]
-    pub fn encoder(&self, rows: &[usize]) -> Vec<f32> {
-        gather(&self.encoder, rows)
+    pub fn encoder(&self, examples: &[usize]) -> Vec<f32> {
+        let rows: Vec<usize> = examples.iter().flat_map(|example| self.rows[*example].clone()).collect();
+        gather(&self.encoder, &rows)
     }
 
     /// Returns the teacher vectors of some examples, `[b, d]`.
@@ -117,16 +128,18 @@ impl InstructData {
     }
 }
 
-/// Turns one row into prompt and answer.
+/// Turns one row into prompt and answer. Its text is read as this many `sentences`.
 fn example(
     decoder: &Decoder,
     options: &InstructOptions,
     row: &InstructionRow,
+    sentences: usize,
     numbers: Option<&Scanner>,
 ) -> Result<InstructExample> {
     let prompt = match options.arm {
         InstructArm::Slots => {
-            decoder.prompt_about(&row.instruction, options.settings.slots as usize, &row.foreign, numbers)?
+            let slots = options.settings.slots as usize * sentences;
+            decoder.prompt_about(&row.instruction, slots, &row.foreign, numbers)?
         }
         InstructArm::Direct => {
             decoder.direct_prompt(&row.instruction, &row.foreign, options.settings.max_tokens as usize)?
@@ -140,11 +153,11 @@ fn example(
     })
 }
 
-fn select(table: &VectorTable, rows: &[usize]) -> VectorTable {
+fn select(table: &VectorTable, rows: impl Iterator<Item = usize> + Clone) -> VectorTable {
     VectorTable {
-        ids: rows.iter().map(|row| table.ids[*row]).collect(),
+        ids: rows.clone().map(|row| table.ids[row]).collect(),
         width: table.width,
-        values: rows.iter().flat_map(|row| table.row(*row)).copied().collect(),
+        values: rows.flat_map(|row| table.row(row)).copied().collect(),
     }
 }
 

@@ -63,6 +63,8 @@ pub struct InstructStart {
     pub expander: SlotExpander,
     /// The projector, which is used if the training trains it.
     pub projector: Projector,
+    /// The number of windows that the slots were trained with.
+    pub windows: usize,
 }
 
 /// The result of the training. It is the same on all ranks.
@@ -188,7 +190,7 @@ fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
     let mut expander = SlotExpander::new(shape, run.median_norm, options.seed);
     let mut projector = options.moves_projector().then(|| run.data.projector().clone());
     if let Some(start) = &run.start {
-        start.check(&adapter, shape, projector.as_ref())?;
+        start.check(settings.windows, &adapter, shape, projector.as_ref())?;
         adapter.parameters.clone_from(&start.adapter.parameters);
         expander.parameters.clone_from(&start.expander.parameters);
         projector = projector.map(|_| start.projector.clone());
@@ -197,12 +199,19 @@ fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
 }
 
 impl InstructStart {
-    /// Refuses a bundle whose parts have other shapes than those of the job.
-    fn check(&self, adapter: &LoraAdapter, slots: SlotExpanderShape, projector: Option<&Projector>) -> Result<()> {
+    /// Refuses a bundle whose parts have other shapes than those of the job, or whose slots read other windows.
+    fn check(
+        &self,
+        windows: u32,
+        adapter: &LoraAdapter,
+        slots: SlotExpanderShape,
+        projector: Option<&Projector>,
+    ) -> Result<()> {
         let (own, found) = (adapter.options(), self.adapter.options());
         let expander = self.expander.shape();
         let mut pairs = vec![
             ("instruct.slots", slots.slots as f64, expander.slots as f64),
+            ("instruct.windows", f64::from(windows), self.windows as f64),
             ("instruct.expander_hidden", slots.hidden as f64, expander.hidden as f64),
             ("the decoder's width", slots.width as f64, expander.width as f64),
             ("instruct.lora_rank", own.rank as f64, found.rank as f64),

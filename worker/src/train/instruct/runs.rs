@@ -22,7 +22,7 @@ pub(super) struct Pass<'a> {
     pub(super) shape: &'a LoraAdapter,
     pub(super) adapter: Adapter<'a>,
     pub(super) input: &'a InstructInput<'a>,
-    /// The slots of all examples of the rank, `[b·K, d]`, in the decoder's dtype. `None` if no prompt has slots.
+    /// The slots of all examples of the rank, one after the other, in the decoder's dtype. `None` if no prompt has slots.
     pub(super) slots: Option<Tensor>,
     /// Whether the loss with zeros in the slots is needed too.
     pub(super) due: bool,
@@ -32,7 +32,7 @@ pub(super) struct Pass<'a> {
 pub(super) struct Sums {
     /// The gradient of each decoder layer's adapter, f32.
     pub(super) layers: Vec<Tensor>,
-    /// The gradient of the slots, f32, one tensor for each run, `[b·K, d]` in total.
+    /// The gradient of the slots, f32, one tensor for each run.
     pub(super) grad_slots: Vec<Tensor>,
     /// This rank's shares of the next-token loss and of the same loss with zeros in the slots, f32 `[2]`.
     pub(super) losses: Tensor,
@@ -205,7 +205,10 @@ impl<'a> Pass<'a> {
             false => None,
         };
         let embeddings = match &self.slots {
-            Some(slots) => with_slots(&tokens, &batch, slots, rows.clone())?,
+            Some(slots) => {
+                let before = input.examples[..from].iter().map(|example| example.slots.len()).sum();
+                with_slots(&tokens, &batch, slots, before)?
+            }
             None => tokens,
         };
         let pass = decoder.train(&self.adapter, &training, embeddings, input.activations)?;
@@ -229,7 +232,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Computes the losses of `examples` without a gradient: with `slots` `[n·K, d]`, and with zeros in their place.
+/// Computes the losses of `examples` without a gradient: with their `slots`, and with zeros in their place.
 /// Without slots there is only the first loss. `answer_tokens` is the number of answer tokens that the mean is over.
 pub(super) fn held_out_losses(
     (decoder, adapter): (&Llama, &Adapter<'_>),
@@ -247,7 +250,7 @@ pub(super) fn held_out_losses(
         return Ok((loss(tokens)?, None));
     };
     let zero = loss(without_slots(&tokens, &batch)?)?;
-    Ok((loss(with_slots(&tokens, &batch, slots, 0..examples.len())?)?, Some(zero)))
+    Ok((loss(with_slots(&tokens, &batch, slots, 0)?)?, Some(zero)))
 }
 
 /// Returns `tokens` [T, d] with zeros in the slots of the batch.
@@ -256,10 +259,8 @@ fn without_slots(tokens: &Tensor, batch: &InstructBatch) -> Result<Tensor> {
     replaced_rows(tokens, &nothing, &batch.slot_rows, |_| 0)
 }
 
-/// Returns `tokens` [T, d] with rows of `slots` in the slots of the batch. `slots` holds K rows for each example, and
-/// the batch holds the examples `rows`.
-fn with_slots(tokens: &Tensor, batch: &InstructBatch, slots: &Tensor, rows: Range<usize>) -> Result<Tensor> {
-    let each = batch.slot_rows.len() / rows.len().max(1);
-    let own = slots.narrow(0, rows.start * each, rows.len() * each)?;
+/// Returns `tokens` [T, d] with the rows of `slots` from `first` on in the slots of the batch.
+fn with_slots(tokens: &Tensor, batch: &InstructBatch, slots: &Tensor, first: usize) -> Result<Tensor> {
+    let own = slots.narrow(0, first, batch.slot_rows.len())?;
     replaced_rows(tokens, &own, &batch.slot_rows, |slot| slot)
 }

@@ -52,8 +52,9 @@ pub struct InstructInput<'a> {
     pub own: Range<usize>,
     /// The b examples of this rank.
     pub examples: &'a [&'a InstructExample],
-    /// The projected vectors of the examples, `[b, 1 + W, d]`: of each text, and of its W windows. If the projector is
-    /// trained, these are encoder vectors, `[b, 1 + W, d_e]`. Empty if no prompt has slots.
+    /// The projected vectors of the examples, `[b, 1 + W, d]`: of each text, and of its W windows. A text that is split has
+    /// such rows for each sentence. If the projector is trained, these are encoder vectors, `[b, 1 + W, d_e]`. Empty if no
+    /// prompt has slots.
     pub vectors: &'a [f32],
     /// The teacher vectors of the global batch, `[B, d]`. Empty if no prompt has slots.
     pub teacher: &'a [f32],

@@ -126,8 +126,9 @@ impl InstructTrainer {
         let mut seconds = StepSeconds::default();
         // The global batch decides, so that a rank without rows of its own takes the same step.
         let with_slots = !input.teacher.is_empty();
+        let counts: Vec<usize> = input.examples.iter().map(|example| example.slots.len()).collect();
         let slots = match with_slots && !input.own.is_empty() {
-            true => Some(self.slots(input.vectors, input.own.len())?),
+            true => Some(self.slots(input.vectors, counts.iter().sum())?),
             false => None,
         };
         let due = with_slots && self.weights.usage.is_due(input.step);
@@ -156,7 +157,7 @@ impl InstructTrainer {
             false => Tensor::ones(1, DType::F32, &self.device)?,
         };
         let slots = match with_slots {
-            true => Some(self.slot_gradients(input, slots, &sums, &factor, collective)?),
+            true => Some(self.slot_gradients(input, slots.map(|slots| (slots, counts)), &sums, &factor, collective)?),
             false => None,
         };
         let by_adapter = flat(&sums.layers)?.broadcast_mul(&factor)?;
@@ -204,7 +205,10 @@ impl InstructTrainer {
     ) -> Result<(f64, Option<f64>)> {
         let slots = match vectors.is_empty() {
             true => None,
-            false => Some(self.slots(vectors, examples.len())?.tape.slots.to_dtype(self.dtype)?),
+            false => {
+                let count = examples.iter().map(|example| example.slots.len()).sum();
+                Some(self.slots(vectors, count)?.tape.slots.to_dtype(self.dtype)?)
+            }
         };
         let adapter = Adapter::of_tensor(&self.adapter, self.of_adapter.parameters()?);
         let (sft, zero) = held_out_losses((decoder, &adapter), examples, answer_tokens, slots.as_ref())?;
@@ -212,9 +216,10 @@ impl InstructTrainer {
         Ok((number(&sft)?, zero.as_ref().map(number).transpose()?))
     }
 
-    /// Computes the slots of `rows` texts. Their vectors are the encoder's if the projector is trained, else projected
-    /// ones. The vectors of a text are its own and those of its windows.
-    fn slots(&mut self, vectors: &[f32], rows: usize) -> Result<Slots> {
+    /// Computes `count` slots. The vectors are the encoder's if the projector is trained, else projected ones. The vectors of
+    /// a text or of a sentence are its own and those of its windows.
+    fn slots(&mut self, vectors: &[f32], count: usize) -> Result<Slots> {
+        let rows = count / self.shape.slots;
         let width = match &self.of_projector {
             Some((shape, _)) => shape.input,
             None => self.shape.width,
@@ -235,11 +240,12 @@ impl InstructTrainer {
     }
 
     /// Computes the losses of the slots and the gradients of their groups, summed over all ranks. A complete gradient
-    /// is sent while the rest is computed. A rank without rows contributes zeros.
+    /// is sent while the rest is computed. A rank without rows contributes zeros. The slots come with their number in each
+    /// example.
     fn slot_gradients(
         &mut self,
         input: &InstructInput<'_>,
-        slots: Option<Slots>,
+        slots: Option<(Slots, Vec<usize>)>,
         sums: &Sums,
         factor: &Tensor,
         collective: &mut dyn Collective,
@@ -256,11 +262,12 @@ impl InstructTrainer {
             None => None,
         };
         let (losses, scale) = match slots {
-            Some(slots) => {
+            Some((slots, counts)) => {
                 let width = self.shape.width;
                 let shape = (input.teacher.len() / width, width);
                 let teacher = self.staging.upload(input.teacher, shape, &self.device)?;
-                let losses = SlotLosses::new(&slots.tape.slots, &teacher, input.own.clone(), &self.weights.slots)?;
+                let (own, weights) = (input.own.clone(), &self.weights.slots);
+                let losses = SlotLosses::new(&slots.tape.slots, &counts, &teacher, own, weights)?;
                 sum(&losses.shares)?;
                 let grad_slots = Tensor::cat(&sums.grad_slots, 0)?.broadcast_mul(factor)?;
                 let grad_slots = (grad_slots + losses.grad_slots)?;

@@ -1,9 +1,10 @@
-"""What the windows of a text must give, in PyTorch: vectors, slots, losses, gradients and optimizer steps.
+"""What the windows and the sentences of a text must give, in PyTorch: vectors, slots, losses, gradients and optimizer steps.
 
-    python windows.py fixtures/golden/seed8 fixtures/golden/windows
+    python text_parts.py fixtures/golden/seed8 fixtures/golden
 
-reads the models and the batch of the first folder and writes the second, with which golden_models.rs and golden_instruct.rs
-compare. Symbols: B batch, T tokens, d_e encoder width, d decoder width, W windows, K slots.
+reads the models and the batch of the first folder and writes `windows` and `sentences` into the second, with which golden_models.rs
+and golden_instruct.rs compare. Symbols: B batch, G sentences of the whole batch, T tokens, d_e encoder width, d decoder width, W
+windows, K slots. Without sentences, G is B.
 """
 import json
 import os
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 W, K, STEPS = 2, 4, 4
+SENTENCES = [1, 2, 3, 1, 1, 1, 1, 1]  # of each text of the batch
 WEIGHTS = {"usage": 0.5, "cosine": 0.05, "info_nce": 1e-3}
 RATES = {"lora": 1e-3, "expander": 3e-4, "scale": 5e-3, "projector": 1e-3}
 TAU, USAGE_EVERY, DECAY, CLIP = 0.07, 3, 0.01, 1.0
@@ -27,7 +29,7 @@ def vectors(states, windows):
 
     Window w is the mean of the positions from T*w//W up to T*(w + 1)//W, and of at least one position.
     """
-    at = [len(states) * w // windows for w in range(windows + 1)]
+    at = [len(states) * w // windows for w in range(windows + 1)] if windows else []
     return torch.stack([states.mean(0)] + [states[a : max(b, a + 1)].mean(0) for a, b in zip(at, at[1:])])
 
 
@@ -43,7 +45,7 @@ class Projector(nn.Module):
 
 
 class SlotExpander(nn.Module):
-    """Projected vectors [B, 1 + W, d] -> slots [B, K, d]. Slot k gets the residual x_k of the text and u of window k*W//K."""
+    """Projected vectors [G, 1 + W, d] -> slots [G, K, d]. Slot k gets the residual x_k of the text and u of window k*W//K."""
 
     def __init__(self, d, hidden, median_norm):
         super().__init__()
@@ -55,16 +57,20 @@ class SlotExpander(nn.Module):
         u = self.scale * F.layer_norm(v, (self.d,))
         x = self.norm(self.down(F.gelu(self.up(u[:, 0]))).view(-1, K, self.d))
         windows = v.size(1) - 1
-        return self.median_norm * F.normalize(x + u[:, 1:].repeat_interleave(K // windows, 1), dim=-1)
+        of_windows = u[:, 1:].repeat_interleave(K // windows, 1) if windows else 0
+        return self.median_norm * F.normalize(x + of_windows, dim=-1)
 
 
-def losses(decoder, slots, batch, step):
-    """Stage B's losses, as without windows."""
+def losses(decoder, slots, batch, sentences, step):
+    """Stage B's losses. `sentences` has the number of each text's sentences; the mean is over all slots of a text."""
     embed = decoder.get_input_embeddings()(batch["ids"])
-    index = batch["positions"].unsqueeze(-1).expand(-1, -1, embed.size(-1))
+    place = torch.zeros(batch["ids"].shape, dtype=torch.bool)
+    for row, positions in enumerate(batch["positions"]):
+        place[row, positions[positions >= 0]] = True
 
     def sft_with(values):
-        logits = decoder(inputs_embeds=embed.scatter(1, index, values), attention_mask=batch["mask"]).logits
+        filled = embed.masked_scatter(place.unsqueeze(-1).expand_as(embed), values)
+        logits = decoder(inputs_embeds=filled, attention_mask=batch["mask"]).logits
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
     sft, usage = sft_with(slots), torch.zeros(())
@@ -72,7 +78,8 @@ def losses(decoder, slots, batch, step):
         with torch.no_grad():
             zero = sft_with(torch.zeros_like(slots))
         usage = torch.relu(sft - zero)
-    students, teachers = F.normalize(slots.mean(1), dim=-1), F.normalize(batch["teacher"], dim=-1)
+    means = torch.stack([of_text.flatten(0, 1).mean(0) for of_text in slots.split(sentences)])
+    students, teachers = F.normalize(means, dim=-1), F.normalize(batch["teacher"], dim=-1)
     found = {
         "sft": sft,
         "usage": usage,
@@ -82,7 +89,26 @@ def losses(decoder, slots, batch, step):
     return {"loss": sft + sum(weight * found[name] for name, weight in WEIGHTS.items()), **found}
 
 
+def longer(batch, sentences):
+    """The batch with K slots for each sentence of a text, in the place of its K slots. Unused places at the end are padding."""
+    columns = {name: [] for name in batch}
+    for row, count in enumerate(sentences):
+        first, after = int(batch["positions"][row, 0]), int(batch["positions"][row, -1]) + 1
+        for name in ("ids", "labels", "mask"):
+            values = batch[name][row]
+            columns[name].append(torch.cat([values[:first], values[first:after].repeat(count), values[after:]]))
+        columns["positions"].append(torch.arange(first, first + count * K))
+    padding = {"ids": 0, "labels": -100, "mask": 0, "positions": -1}
+    pad = nn.utils.rnn.pad_sequence
+    return {name: pad(rows, batch_first=True, padding_value=padding[name]) for name, rows in columns.items()}
+
+
 def main(source, target):
+    write(source, f"{target}/windows", W, None)
+    write(source, f"{target}/sentences", 0, SENTENCES)
+
+
+def write(source, target, windows, sentences):
     torch.manual_seed(19)
     known = load_file(f"{source}/tensors.safetensors")
     cases = json.load(open(f"{source}/cases.json", encoding="utf-8"))
@@ -91,12 +117,15 @@ def main(source, target):
     decoder = PeftModel.from_pretrained(decoder, f"{source}/lora_init", is_trainable=True).eval()
     with torch.no_grad():
         states = [encoder(torch.tensor([ids])).last_hidden_state[0] for ids in cases["encoder"]["ids"]]
-    out = {f"vectors.{windows}": torch.stack([vectors(s, windows) for s in states]) for windows in (W, 8)}
-
     batch = {name: known[f"instruct.{name}"] for name in ("ids", "labels", "mask", "positions")}
+    if sentences:
+        batch, out = longer(batch, sentences), {}
+    else:
+        sentences = [1] * len(batch["ids"])
+        out = {f"vectors.{windows}": torch.stack([vectors(s, windows) for s in states]) for windows in (windows, 8)}
     out |= {f"instruct.{name}": value for name, value in batch.items()} | {"teacher": known["teacher"]}
     batch["teacher"] = known["teacher"]
-    out["instruct.vectors"] = out[f"vectors.{W}"][: len(batch["ids"])].clone()
+    out["instruct.vectors"] = torch.stack([vectors(s, windows) for s in states[: sum(sentences)]])
     d_e, d = out["instruct.vectors"].size(-1), batch["teacher"].size(-1)
     median_norm = float(decoder.get_input_embeddings().weight.norm(dim=-1).median())
     projector, expander = Projector(d_e, 16, d), SlotExpander(d, 12, median_norm)
@@ -118,7 +147,7 @@ def main(source, target):
     trace = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        found = losses(decoder, expander(projector(out["instruct.vectors"])), batch, step)
+        found = losses(decoder, expander(projector(out["instruct.vectors"])), batch, sentences, step)
         found["loss"].backward()
         if step == 0:
             keep("grad0", lambda p: p.grad)
