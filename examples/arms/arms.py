@@ -20,10 +20,11 @@ ARMS = {
     "slots + numbers": "numbers = true\n",
     "windows": "windows = 8\n",
     "windows + numbers": "windows = 8\nnumbers = true\n",
+    "sentences": "sentences = 3\n",
     "direct": 'mode = "direct"\n',
 }
 COLUMNS = ["exact", "numbers right", "names kept", "chrF", "held-out loss"]
-TITLES = {"direct": "direct fine-tuning", "zeroed": "slots, zeroed"}
+TITLES = {"direct": "direct fine-tuning", "base": "the base decoder"}
 
 
 def names(text):
@@ -61,7 +62,7 @@ def run(llink, base, arm, seed):
     manifest = json.loads((folders["instruct"] / "manifest.json").read_text(encoding="utf-8"))
     metrics = next(artifact["path"] for artifact in manifest["artifacts"] if artifact["role"] == "metrics")
     validated = [line["validation"] for line in lines(output / metrics) if "validation" in line][-1]
-    losses = {"zeroed": validated["sft"] + validated.get("usage_gap", 0.0)}
+    losses = {"zeroed": validated["sft"] + validated.get("usage_gap", 0.0), "base": None}
     rows = {}
     for way in answers[0]["answers"]:
         figures = {name: report["figures"]["evaluate"][f"answers.{way}.{name}"] for name in ("exact", "numbers", "chrf")}
@@ -91,11 +92,12 @@ def main():
     for seed in options.seeds:
         for arm in options.arms:
             for name, row in run(options.llink, options.job, arm, seed).items():
-                found.setdefault(name, []).append(row)
+                rows = found.setdefault(name, {})
+                rows[seed] = row  # all arms of a seed have the same base decoder
     seeds = ", ".join(map(str, options.seeds))
     print(f"| seeds {seeds} | {' | '.join(COLUMNS)} |\n| --- | {' | '.join('---' for _ in COLUMNS)} |")
     for name, rows in found.items():
-        print(f"| {name} | {' | '.join(cell(column) for column in zip(*rows))} |")
+        print(f"| {name} | {' | '.join(cell(column) for column in zip(*rows.values()))} |")
 
 
 main()
