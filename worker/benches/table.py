@@ -1,7 +1,7 @@
-"""Times a worker's four heavy jobs beside PyTorch in one run, and writes the table of docs/benchmarks.md.
+"""Times a worker's four heavy jobs beside PyTorch in one run, and writes the tables of docs/benchmarks.md.
 
     python worker/benches/table.py run REFERENCE DIR > lines.jsonl
-    python worker/benches/table.py write lines.jsonl
+    python worker/benches/table.py write lines.jsonl    also takes the lines of other benches, which name their `table`
 
 REFERENCE is a folder with the PyTorch baseline, `bench_reference.py`, and DIR is for random models of real size. `run`
 needs torch, transformers and peft. With oneDNN's library in LLINK_ONEDNN, llink also computes in bf16, and the floor
@@ -11,6 +11,11 @@ import argparse, ctypes, json, os, pathlib, platform, re, statistics, subprocess
 
 ROOT = pathlib.Path(__file__).parents[2]
 BEGIN, END = "<!-- Made by worker/benches/table.py. -->", "<!-- The end of the table. -->"
+# The tables of other benches: what a row is, and the text of a cell. Of several runs the one with the median time is shown.
+TABLES = {
+    "readers": ("file", lambda it: f"{it['rows_per_s'] / 1e3:,.0f}k rows/s, {it['mb_per_s']:.0f} MB/s, {it['peak_rss_mib']} MiB"),
+    "tokenize": ("threads", lambda it: f"{it['tokens_per_s'] / 1e3:,.0f}k tokens/s, {it['mb_per_s']:.1f} MB/s"),
+}
 JOBS = {
     "embed": ("tokens_per_s", ["--n", "256"], ["f32", "bf16"]),
     "teacher": ("tokens_per_s", ["--n", "48"], ["f32", "bf16"]),
@@ -161,12 +166,33 @@ def shown(key, value):
     return {"tokens_per_s": f"{value:,.0f} tokens/s", "step_ms": f"{value:.0f} ms", "step_s": f"{value:.1f} s"}[key]
 
 
+def pivot(lines, name):
+    """The table of a bench whose lines name their row and column."""
+    (title, cell), found = TABLES[name], {}
+    for line in lines:
+        if line.get("table") == name:
+            found.setdefault((line["row"], line["column"]), []).append(line)
+    rows, columns = (list(dict.fromkeys(place[axis] for place in found)) for axis in (0, 1))
+    yield f"| {title} | {' | '.join(columns)} |"
+    yield "| --- |" + " --- |" * len(columns)
+    for row in rows:
+        runs = [sorted(found.get((row, column), []), key=lambda it: it["seconds"]) for column in columns]
+        yield f"| {row} | " + " | ".join(cell(them[len(them) // 2]) if them else "" for them in runs) + " |"
+
+
 def write(lines):
     page = ROOT / "docs/benchmarks.md"
     text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + "\n" + "\n".join(table(lines)) + "\n" + END + after)
+    jobs = [line for line in lines if "kind" in line]
+    made = {BEGIN: table(jobs)} if jobs else {}
+    made |= {BEGIN.replace(". -->", f": {name}. -->"): pivot(lines, name) for name in {line["table"] for line in lines if "table" in line}}
+    for begin, rows in made.items():
+        before, mark, rest = text.partition(begin)
+        if not mark:
+            raise SystemExit(f"{page} has no place for the table: {begin}")
+        _, _, after = rest.partition(END)
+        text = before + begin + "\n" + "\n".join(rows) + "\n" + END + after
+    page.write_text(text)
 
 
 def main():

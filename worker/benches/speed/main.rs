@@ -1,10 +1,12 @@
 //! Times the compute-heavy operations of a worker, and prints one JSON line with the fields of `bench_reference.py`:
 //!
-//!     cargo bench -p llink-worker --bench speed -- embed|teacher|align|instruct DIR
+//!     cargo bench -p llink-worker --bench speed -- embed|teacher|align|instruct|tokenize|ring DIR
 #![allow(clippy::print_stdout)]
 
 mod align;
 mod instruct;
+mod ring;
+mod tokenize;
 mod vectors;
 
 use std::path::PathBuf;
@@ -19,9 +21,10 @@ struct Options {
     /// The operation to time.
     #[arg(value_enum)]
     job: Job,
-    /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`; `align` makes its own inputs.
+    /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`, or for `tokenize` with `tokenizer.json` and
+    /// `texts.txt`; `align` and `ring` make their own inputs.
     dir: PathBuf,
-    /// Number of sentences, for `embed` and `teacher`.
+    /// Number of sentences, for `embed`, `teacher` and `tokenize`, or of values that `ring` sums.
     #[arg(long, default_value_t = 256)]
     n: usize,
     /// Tokens in a batch, for `embed` and `teacher`.
@@ -42,7 +45,7 @@ struct Options {
     /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
     #[arg(long)]
     batch: Option<usize>,
-    /// Number of steps, for `align` and `instruct`.
+    /// Number of steps, for `align` and `instruct`, or of sums, for `ring`.
     #[arg(long, default_value_t = 5)]
     steps: usize,
     /// Keep only the input of each layer and run the layer again in the backward pass, for `instruct`.
@@ -51,6 +54,15 @@ struct Options {
     /// Number of ranks that share a step of `instruct`, and this machine's threads.
     #[arg(long, default_value_t = 1)]
     ranks: usize,
+    /// The addresses `host:port` of all ranks, for `ring`.
+    #[arg(long, value_delimiter = ',')]
+    addresses: Vec<String>,
+    /// This process's rank, for `ring`.
+    #[arg(long, default_value_t = 0)]
+    rank: usize,
+    /// Encrypt what the ranks send, for `ring`.
+    #[arg(long)]
+    sealed: bool,
     /// `cargo bench` passes this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -66,6 +78,10 @@ enum Job {
     Align,
     /// Run steps of Stage B.
     Instruct,
+    /// Tokenize sentences.
+    Tokenize,
+    /// Sum values over the ranks of a ring.
+    Ring,
 }
 
 fn main() -> llink_worker::Result<()> {
@@ -79,6 +95,8 @@ fn main() -> llink_worker::Result<()> {
         Job::Embed | Job::Teacher => vectors::measure(&options, &backend)?,
         Job::Align => align::measure(&options, &compute.training_backend())?,
         Job::Instruct => instruct::measure(&options, &backend)?,
+        Job::Tokenize => tokenize::measure(&options)?,
+        Job::Ring => ring::measure(&options)?,
     };
     figures["job"] = format!("{:?}", options.job).to_lowercase().into();
     figures["engine"] = concat!("llink ", env!("CARGO_PKG_VERSION")).into();

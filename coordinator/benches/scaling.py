@@ -1,0 +1,221 @@
+"""Measures how jobs scale over workers and ranks, in network namespaces with a set bandwidth and delay, and predicts it.
+
+    python coordinator/benches/scaling.py models LLINK DIR               makes models with real widths and one layer (needs transformers)
+    sudo python coordinator/benches/scaling.py ring SPEED               sums of 35 MB over 2 to 4 ranks; SPEED is the program of `--bench speed`
+    sudo python coordinator/benches/scaling.py train LLINK DIR          steps of both stages on 1 to 4 ranks
+    sudo python coordinator/benches/scaling.py embed LLINK              the stage `embed` on 1 to 8 workers
+    python coordinator/benches/scaling.py predict                       the mission's time by GPUs and network
+
+Every process has `--share` of a core (Linux control groups), so that eight of them do not compete for two cores. Each command prints
+JSON lines, of which `worker/benches/table.py write` makes tables. Run alone, because it needs the addresses 10.78.0.0/24.
+"""
+import argparse, glob, itertools, json, os, pathlib, re, shutil, statistics, subprocess, sys, tempfile, time
+
+from network import Network
+
+GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
+NETWORKS = [(10_000, 0.1), (1_000, 0.1), (1_000, 1), (1_000, 10), (100, 1)]
+STREAM = """
+import socket, sys, time
+role, address, size = sys.argv[1], (sys.argv[2], 9_000), int(sys.argv[3]) << 20
+line = socket.create_server(address).accept()[0] if role == "read" else socket.create_connection(address)
+line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+if role == "read":
+    for _ in range(20): line.sendall(line.recv(1))
+    while size: size -= len(line.recv(min(size, 1 << 20)))
+    line.sendall(b"x")
+else:
+    trips, block = [], b"x" * (1 << 20)
+    for _ in range(20):
+        began = time.perf_counter(); line.sendall(b"x"); line.recv(1); trips.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    for _ in range(size >> 20): line.sendall(block)
+    line.recv(1)
+    print(size * 8 / (time.perf_counter() - began), sorted(trips)[10])
+"""
+JOB = """
+name = "scaling"
+output = "{place}/out"
+[corpus]
+source = "sample"
+train_pairs = 2_000
+holdout_pairs = 200
+[instructions]
+source = "sample"
+train = 600
+validation = 20
+[models]
+encoder = "{models}/encoder"
+decoder = "{models}/decoder"
+[align]
+steps = {a_steps}
+queue = 2_048
+learning_rate = {rate}
+validate_every = 0
+min_ranks = {ranks}
+max_ranks = {ranks}
+[instruct]
+steps = {b_steps}
+batch = 16
+learning_rate = {rate}
+validate_every = 0
+min_ranks = {ranks}
+max_ranks = {ranks}
+[evaluate]
+benchmark_pairs = 64
+answers = 1
+max_answer_tokens = 1
+"""
+EMBED = """
+name = "scaling"
+output = "{place}/out-{workers}"
+[corpus]
+source = "sample"
+train_pairs = 6_000
+holdout_pairs = 400
+shard_rows = 200
+[align]
+steps = 1
+[evaluate]
+benchmark_pairs = 64
+"""
+
+
+def put(**line):
+    print(json.dumps(line), flush=True)
+
+
+def called(megabits, delay_ms):
+    return f"{megabits // 1000} Gbit/s, {delay_ms:g} ms" if megabits >= 1000 else f"{megabits} Mbit/s, {delay_ms:g} ms"
+
+
+def reached(network):
+    """The bandwidth in bytes/s and the delay of one way in s that one TCP stream gets between the last two nodes."""
+    first, last = len(network.spaces) - 2, len(network.spaces) - 1
+    size = max(4, int(network.rate / 2e6))
+    network.start(last, sys.executable, "-c", STREAM, "read", network.addresses[last], size)
+    time.sleep(0.3)
+    out = network.start(first, sys.executable, "-c", STREAM, "write", network.addresses[last], size, stdout=subprocess.PIPE).communicate(timeout=60)[0]
+    bits, trip = map(float, out.split())
+    return bits / 8, trip / 2
+
+
+def wire_seconds(size, ranks, bandwidth, delay, sums=1):
+    """The time of a ring's sums of `size` bytes in all: each rank sends 2(N - 1)/N of them, and each sum waits for 2(N - 1) delays."""
+    return 2 * (ranks - 1) / ranks * size / bandwidth + 2 * (ranks - 1) * delay * sums
+
+
+def ring(options):
+    values = 8_700_000
+    for megabits, delay in NETWORKS:
+        for ranks in (2, 3, 4):
+            with Network(ranks, megabits, delay) as network:
+                bandwidth, latency = reached(network)
+                addresses = ",".join(f"{address}:7000" for address in network.addresses)
+                command = [options.speed, "ring", "none", "--addresses", addresses, "--n", values, "--steps", 2 if megabits < 1000 else 5]
+                ended = [network.start(rank, *command, "--rank", rank, stdout=subprocess.PIPE) for rank in range(ranks)]
+                found = json.loads(ended[0].communicate(timeout=100)[0].splitlines()[-1])
+            expected = wire_seconds(4 * values, ranks, bandwidth, latency)
+            put(table="ring", row=called(megabits, delay), column=f"{ranks} ranks", seconds=found["sum_ms"] / 1e3, predicted=expected,
+                stream_mbit_s=bandwidth * 8 / 1e6, delay_ms=latency * 1e3)
+
+
+class Cluster:
+    """A coordinator on node 0 and a worker on each other node, each with a share of a core."""
+
+    def __init__(self, llink, place, network, share):
+        self.llink, self.network, self.url = llink, network, f"http://{network.addresses[0]}:7070"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": open(place / "cluster.log", "a")}
+        network.start(0, llink, "serve", "--listen", "0.0.0.0:7070", "--state", tempfile.mkdtemp(dir=place), "--insecure", "--gather", "1", **quiet)
+        for node in range(1, len(network.spaces)):
+            group = GROUPS / f"llbench{node}"
+            group.mkdir(exist_ok=True)
+            (group / "cpu.cfs_period_us").write_text("10000")
+            (group / "cpu.cfs_quota_us").write_text(str(int(share * 10_000)))
+            joined = f"echo $$ > {group}/cgroup.procs && exec {llink} worker --coordinator {self.url} --name w{node} --threads 1 --compute f32"
+            network.start(node, "sh", "-c", joined, **quiet)
+
+    def run(self, job):
+        """Runs a job and returns the seconds of its stages."""
+        end = time.monotonic() + 20
+        client = lambda *command: self.network.start(0, self.llink, *command, "--coordinator", self.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while (asked := client("list")).wait() != 0 and time.monotonic() < end:
+            time.sleep(0.1)
+        ran = client("submit", job, "--json")
+        out, errors = ran.communicate(timeout=230)
+        if ran.returncode != 0:
+            raise SystemExit(f"the job ended with {ran.returncode}: {errors[-2000:]}{out[-500:]}")
+        named = client("list", "--json").communicate()[0].splitlines()
+        listed = json.loads(client("get", json.loads(named[-1])["id"], "--json").communicate()[0])
+        return {stage["stage"]: stage.get("seconds") for stage in listed["stages"]}
+
+
+def steps_of(place, stage):
+    newest = max(glob.glob(f"{place}/out/{stage}/*/generation-*/metrics.jsonl"), key=os.path.getmtime)
+    seconds = [json.loads(line)["seconds"] for line in open(newest)][1:]
+    return {phase: statistics.median(step[phase] for step in seconds) for phase in seconds[0]}
+
+
+def train(options):
+    place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-", dir=options.folder))
+    # The bytes and the number of the sums of a step: the projector's gradient and the gathered rows; the expander's and LoRA's.
+    for number, ((megabits, delay), ranks) in enumerate(itertools.product(options.networks or NETWORKS, options.ranks)):
+        if ranks == 1 and number >= len(options.ranks):
+            continue
+        with Network(ranks + 1, megabits, delay) as network:
+            bandwidth, latency = reached(network)
+            cluster = Cluster(options.llink, place, network, options.share)
+            job = place / "job.toml"
+            few = {"a_steps": 3, "b_steps": 3} if megabits < 1000 else {"a_steps": 12, "b_steps": 4}
+            job.write_text(JOB.format(place=options.folder, models=options.folder, ranks=ranks, rate=1e-3 * (1 + time.time() % 1e6 / 1e12), **few))
+            cluster.run(job)
+        for stage in ("align", "instruct"):
+            step = steps_of(options.folder, stage)
+            put(table=f"scaling-{stage}", row="1 rank" if ranks == 1 else called(megabits, delay), column=f"{ranks} ranks", seconds=step["total"],
+                phases=step, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
+    shutil.rmtree(place)
+
+
+def embed(options):
+    place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-"))
+    for workers in options.ranks:
+        with Network(workers + 1, 1_000, 0.1) as network:
+            job = place / "job.toml"
+            job.write_text(EMBED.format(place=place, workers=workers))
+            seconds = Cluster(options.llink, place, network, options.share).run(job)["embed"]
+        put(table="scaling-embed", row="embed", column=f"{workers} workers", seconds=seconds, workers=workers, share=options.share)
+    shutil.rmtree(place)
+
+
+def models(options):
+    from transformers import LlamaConfig, LlamaForCausalLM, XLMRobertaConfig, XLMRobertaModel
+    place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-"))
+    (place / "job.toml").write_text(EMBED.format(place=place, workers=1).replace("[align]", '[models]\nencoder = "random"\ndecoder = "random"\n[align]'))
+    subprocess.run([options.llink, "submit", place / "job.toml", "--state", place / "state"], check=True, stdout=subprocess.DEVNULL)
+    made = {"encoder": lambda rows: XLMRobertaModel(XLMRobertaConfig(vocab_size=rows, num_hidden_layers=1, max_position_embeddings=514, type_vocab_size=1)),
+            "decoder": lambda rows: LlamaForCausalLM(LlamaConfig(vocab_size=rows, hidden_size=2048, intermediate_size=8192, num_hidden_layers=1,
+                                                                num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True))}
+    for name, model in made.items():
+        [folder] = glob.glob(f"{place}/out-1/models/*/{name}")
+        rows = json.loads((pathlib.Path(folder) / "config.json").read_text())["vocab_size"]
+        shutil.copytree(folder, options.folder / name)
+        (options.folder / name / "model.safetensors").unlink()
+        model(rows).save_pretrained(options.folder / name)
+    shutil.rmtree(place)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, positions in {"models": ["llink", "folder"], "ring": ["speed"], "train": ["llink", "folder"], "embed": ["llink"]}.items():
+        command = commands.add_parser(name)
+        for position in positions:
+            command.add_argument(position, type=lambda path: pathlib.Path(path).resolve())
+        command.add_argument("--share", type=float, default={"embed": 0.2}.get(name, 0.4), help="of a core, for each worker")
+        command.add_argument("--ranks", type=int, nargs="+", default={"embed": [1, 2, 4, 8]}.get(name, [1, 2, 4]), help="the numbers of ranks or workers")
+        command.add_argument("--networks", type=lambda text: tuple(map(float, text.split(","))), nargs="+", metavar="MBIT,MS")
+    options = parser.parse_args()
+    globals()[options.command](options)
+
+
+main()
