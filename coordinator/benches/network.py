@@ -44,9 +44,10 @@ class Network:
             os.close(tap)
         return self
 
-    def start(self, node, *command, **options):
-        """Starts a process on a node. It is killed when the network goes."""
-        process = subprocess.Popen(["ip", "netns", "exec", self.spaces[node], *map(str, command)], text=True, **options)
+    def start(self, node, *command, group=None, **options):
+        """Starts a process on a node, in a control group if one is given. It is killed when the network goes."""
+        joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"] if group else []
+        process = subprocess.Popen([*joined, "ip", "netns", "exec", self.spaces[node], *map(str, command)], text=True, **options)
         self.processes.append(process)
         return process
 

@@ -1,4 +1,4 @@
-"""Measures what a whole `submit` takes beside the computation: waits, memory and checkpoints. Each command prints JSON lines.
+"""Measures what a whole `submit` takes beside its computation: waits, memory and checkpoints. Each command prints JSON lines.
 
     python coordinator/benches/pipelines.py submit LLINK [--workers N]    100,000 + 40,000 sample pairs and 40,000 instructions, tiny models
     python coordinator/benches/pipelines.py memory LLINK                  the peak of a worker's and the coordinator's memory while they shard
@@ -6,7 +6,7 @@
 
 Times are those of the coordinator's state. `worker/benches/table.py write` makes the tables.
 """
-import argparse, collections, glob, json, pathlib, re, shutil, signal, sqlite3, subprocess, tempfile, time
+import argparse, bisect, collections, glob, json, os, pathlib, re, shutil, signal, sqlite3, subprocess, tempfile, time
 
 SUBMIT = """
 name = "pipelines"
@@ -62,8 +62,9 @@ validate_every = 0
 checkpoint_every = {every_a}
 checkpoint_minutes = 0
 [instruct]
-steps = 20
-batch = 16
+steps = 12
+batch = 4
+usage_every = 0
 learning_rate = {rate}
 validate_every = 0
 checkpoint_every = {every_b}
@@ -85,28 +86,36 @@ def peak_mib(process):
     return int(found[1]) >> 10 if found else 0
 
 
+def computed_s(process):
+    """The processor time of a process in seconds."""
+    fields = pathlib.Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Run:
-    """A `submit` of its own: its state, the peak memory of its processes, and when it began (in ms, as the state has it)."""
+    """A `submit` of its own: its state, when it began (in ms, as the state has it), and the memory and processor time of its processes."""
 
     def __init__(self, llink, place, job, workers, until=lambda run: False):
         (place / "job.toml").write_text(job)
-        self.state, self.began, self.peaks = place / "state", time.time() * 1e3, collections.Counter()
+        self.state, self.began, self.peaks, self.computed, spent = place / "state", time.time() * 1e3, collections.Counter(), [(0, 0)], {}
         command = [llink, "submit", place / "job.toml", "--state", self.state, "--workers", str(workers), "--json"]
         with open(place / "submit.log", "w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:
             try:
-                children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                children += [it for task in pathlib.Path(f"/proc/{process.pid}/task").iterdir() for it in (task / "children").read_text().split()]
-                for name, pid in [("coordinator", process.pid), *(("worker", child) for child in children)]:
-                    self.peaks[name] = max(self.peaks[name], peak_mib(pid))
+                for task in pathlib.Path(f"/proc/{process.pid}/task").iterdir():
+                    for child in (task / "children").read_text().split():
+                        self.peaks["worker"] = max(self.peaks["worker"], peak_mib(child))
+                        spent[child] = computed_s(child)
+                self.peaks["coordinator"] = max(self.peaks["coordinator"], peak_mib(process.pid))
+                self.computed.append((time.time() * 1e3, sum(spent.values())))
             except (FileNotFoundError, ProcessLookupError):
-                pass
+                pass  # One of them has just ended.
             if until(self):
                 process.send_signal(signal.SIGINT)
                 process.wait()
                 return
-            time.sleep(0.1)
+            time.sleep(0.05)
         if process.returncode != 0:
             raise SystemExit(f"the job ended with {process.returncode}:\n{(place / 'submit.log').read_text()[-2000:]}")
 
@@ -115,23 +124,24 @@ class Run:
             return state.execute(query).fetchall()
 
     def stages(self):
-        """Of each stage that ran: when it began and ended, and the seconds of its tasks."""
-        tasks = {stage: (began, spent / 1e3) for stage, began, spent in self.rows(
-            "SELECT stage, MIN(started_at), SUM(ended_at - started_at) FROM attempts JOIN tasks ON task = id GROUP BY stage")}
-        ended = self.rows("SELECT name, ended_at FROM stages WHERE ended_at > 0 ORDER BY position")
-        return {name: (tasks[name][0], end, tasks[name][1]) for name, end in ended if name in tasks}
+        """When each stage began and ended."""
+        return {name: times for name, *times in self.rows("SELECT name, started_at, ended_at FROM stages WHERE ended_at > 0 ORDER BY position")}
+
+    def share(self, began, ended):
+        """The share of the processor's time that the workers used."""
+        first, last = (self.computed[min(bisect.bisect(self.computed, (at,)), len(self.computed) - 1)] for at in (began, ended))
+        return (last[1] - first[1]) / os.cpu_count() / (ended - began) * 1e3
 
 
 def submit(options):
     place = pathlib.Path(tempfile.mkdtemp(prefix="llink-pipelines-"))
     run = Run(options.llink, place, SUBMIT.format(place=place), options.workers)
     column, stages = f"{options.workers} worker{'s' if options.workers > 1 else ''}", run.stages()
-    [[accepted]] = run.rows("SELECT submitted_at FROM jobs")
-    after = lambda at: (at - run.began) / 1e3
-    put(table="submit", row="the job is accepted", column=column, seconds=after(accepted))
-    put(table="submit", row="the first task starts", column=column, seconds=after(min(began for began, _, _ in stages.values())))
-    for name, (began, end, spent) in stages.items():
-        put(table="submit", row=f"`{name}` ends", column=column, seconds=after(end), took=(end - began) / 1e3, busy=spent / options.workers / (end - began) * 1e3)
+    [[accepted]], [[first]] = run.rows("SELECT submitted_at FROM jobs"), run.rows("SELECT MIN(at) FROM events WHERE task > 0")
+    for row, at in (("the job is accepted", accepted), ("the first task starts", first)):
+        put(table="submit", row=row, column=column, seconds=(at - run.began) / 1e3)
+    for name, (began, ended) in stages.items():
+        put(table="submit", row=f"`{name}` ends", column=column, seconds=(ended - run.began) / 1e3, took=(ended - began) / 1e3, share=run.share(began, ended))
     logs = "".join(path.read_text() for path in (run.state / "logs").glob("*.log"))
     shards = [(float(it[1]), float(it[2])) for it in re.finditer(r"embedded on.*?seconds=([\d.]+) idle=([\d.]+)", logs)]
     put(table="waits", row="`embed`", column=column, seconds=sum(took for took, _ in shards), share=sum(took * idle for took, idle in shards) / sum(took for took, _ in shards))
@@ -143,33 +153,40 @@ def submit(options):
     shutil.rmtree(place)
 
 
+def ended(stage):
+    """Tells whether a run's stage has ended, after which it is not needed any more."""
+    def has(run):
+        try:
+            return bool(run.rows(f"SELECT 1 FROM stages WHERE name = '{stage}' AND ended_at > 0"))
+        except sqlite3.OperationalError:
+            return False  # The state is not there yet.
+    return has
+
+
 def memory(options):
-    for pairs in (100_000, 1_000_000):
+    for pairs in (100_000, 1_000_000, 3_000_000):
         place = pathlib.Path(tempfile.mkdtemp(prefix="llink-pipelines-"))
         subprocess.run([options.llink, "sample", place, "--pairs", str(pairs), "--instructions", "1", "--seed", "7"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["gzip", "-1", place / "pairs.tsv"], check=True)
 
-        def sharded(run):
-            return run.state.joinpath("state.db").exists() and any(run.rows("SELECT 1 FROM stages WHERE name = 'shard' AND ended_at > 0"))
-
-        run = Run(options.llink, place, MEMORY.format(place=place, source=place / "pairs.tsv.gz"), 1, sharded)
-        [(began, end, _)] = run.stages().values()
+        run = Run(options.llink, place, MEMORY.format(place=place, source=place / "pairs.tsv.gz"), 1, ended("shard"))
+        began, ended = run.stages()["shard"]
         for name in ("worker", "coordinator"):
-            put(table="memory", row=name, column=f"{pairs:,} pairs", seconds=(end - began) / 1e3, peak_rss_mib=run.peaks[name])
+            put(table="memory", row=name, column=f"{pairs:,} pairs", seconds=(ended - began) / 1e3, peak_rss_mib=run.peaks[name])
         shutil.rmtree(place)
 
 
 def checkpoints(options):
     """The time of both trainings with and without checkpoints. The learning rate makes each training a new one."""
-    found, every = collections.defaultdict(list), {"without": (0, 0), "with": (10, 5)}
+    every = {"without": (0, 0), "with": (10, 3)}
     for number in range(2 * options.rounds + 1):
         place, kind = pathlib.Path(tempfile.mkdtemp(prefix="llink-pipelines-")), ("with", "without")[number % 2]
         rate, (every_a, every_b) = 1e-3 * (1 + time.time() % 1e6 / 1e12), every[kind]
-        run = Run(options.llink, place, CHECKPOINTS.format(models=options.folder, rate=rate, every_a=every_a, every_b=every_b), 1)
-        for stage, steps, made in (("align", 100, 9), ("instruct", 20, 3)):
-            seconds = run.stages()[stage][2]
+        run = Run(options.llink, place, CHECKPOINTS.format(models=options.folder, rate=rate, every_a=every_a, every_b=every_b), 1, ended("instruct"))
+        for stage, steps, made in (("align", 100, 9), ("instruct", 12, 3)):
+            began, ended = run.stages()[stage]
+            seconds = (ended - began) / 1e3
             if number:  # The first run prepares what the others find.
-                found[stage, kind].append(seconds)
                 put(table="checkpoints", row=f"`{stage}`", column=kind, seconds=seconds, steps=steps, made=made if kind == "with" else 0)
         shutil.rmtree(place)
 

@@ -14,6 +14,7 @@ import argparse, glob, itertools, json, os, pathlib, re, shutil, statistics, sub
 from network import Network
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
+UNREACHABLE = 6
 NETWORKS = [(10_000, 0.1), (1_000, 0.1), (1_000, 1), (1_000, 10), (100, 1)]
 STREAM = """
 import socket, sys, time
@@ -56,7 +57,8 @@ min_ranks = {ranks}
 max_ranks = {ranks}
 [instruct]
 steps = {b_steps}
-batch = 16
+batch = 4
+usage_every = 0
 learning_rate = {rate}
 validate_every = 0
 min_ranks = {ranks}
@@ -71,9 +73,9 @@ name = "scaling"
 output = "{place}/out-{workers}"
 [corpus]
 source = "sample"
-train_pairs = 6_000
+train_pairs = 12_000
 holdout_pairs = 400
-shard_rows = 200
+shard_rows = 300
 [align]
 steps = 1
 [evaluate]
@@ -132,47 +134,48 @@ class Cluster:
             group.mkdir(exist_ok=True)
             (group / "cpu.cfs_period_us").write_text("10000")
             (group / "cpu.cfs_quota_us").write_text(str(int(share * 10_000)))
-            joined = f"echo $$ > {group}/cgroup.procs && exec {llink} worker --coordinator {self.url} --name w{node} --threads 1 --compute f32"
-            network.start(node, "sh", "-c", joined, **quiet)
+            network.start(node, llink, "worker", "--coordinator", self.url, "--name", f"w{node}", "--threads", 1, "--compute", "f32", group=group, **quiet)
 
-    def run(self, job):
-        """Runs a job and returns the seconds of its stages."""
+    def client(self, *command):
         end = time.monotonic() + 20
-        client = lambda *command: self.network.start(0, self.llink, *command, "--coordinator", self.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while (asked := client("list")).wait() != 0 and time.monotonic() < end:
+        while True:
+            asked = self.network.start(0, self.llink, *command, "--coordinator", self.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            out, errors = asked.communicate(timeout=230)
+            if asked.returncode == 0:
+                return out
+            if asked.returncode != UNREACHABLE or time.monotonic() > end:
+                raise SystemExit(f"{command[0]} ended with {asked.returncode}: {errors[-2000:]}{out[-500:]}")
             time.sleep(0.1)
-        ran = client("submit", job, "--json")
-        out, errors = ran.communicate(timeout=230)
-        if ran.returncode != 0:
-            raise SystemExit(f"the job ended with {ran.returncode}: {errors[-2000:]}{out[-500:]}")
-        named = client("list", "--json").communicate()[0].splitlines()
-        listed = json.loads(client("get", json.loads(named[-1])["id"], "--json").communicate()[0])
-        return {stage["stage"]: stage.get("seconds") for stage in listed["stages"]}
 
 
-def steps_of(place, stage):
-    newest = max(glob.glob(f"{place}/out/{stage}/*/generation-*/metrics.jsonl"), key=os.path.getmtime)
-    seconds = [json.loads(line)["seconds"] for line in open(newest)][1:]
-    return {phase: statistics.median(step[phase] for step in seconds) for phase in seconds[0]}
+def trained(folder, stage, since):
+    """The median step of the training that ends next, without its first step: the seconds of each phase."""
+    while True:
+        newest = max(glob.glob(f"{folder}/out/{stage}/*/generation-*/metrics.jsonl"), key=os.path.getmtime, default=None)
+        if newest and os.path.getmtime(newest) > since:
+            seconds = [json.loads(line)["seconds"] for line in open(newest)][1:]
+            return {phase: statistics.median(step[phase] for step in seconds) for phase in seconds[0]}
+        if time.time() > since + 200:
+            raise SystemExit(f"{stage} did not end")
+        time.sleep(0.2)
 
 
 def train(options):
-    place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-", dir=options.folder))
-    # The bytes and the number of the sums of a step: the projector's gradient and the gathered rows; the expander's and LoRA's.
-    for number, ((megabits, delay), ranks) in enumerate(itertools.product(options.networks or NETWORKS, options.ranks)):
-        if ranks == 1 and number >= len(options.ranks):
+    place, alone = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-", dir=options.folder)), False
+    for (megabits, delay), ranks in itertools.product(options.networks or NETWORKS, options.ranks):
+        if ranks == 1 and alone:
             continue
-        with Network(ranks + 1, megabits, delay) as network:
+        alone |= ranks == 1
+        with Network(ranks + 1, int(megabits), delay) as network:
             bandwidth, latency = reached(network)
-            cluster = Cluster(options.llink, place, network, options.share)
-            job = place / "job.toml"
-            few = {"a_steps": 3, "b_steps": 3} if megabits < 1000 else {"a_steps": 12, "b_steps": 4}
-            job.write_text(JOB.format(place=options.folder, models=options.folder, ranks=ranks, rate=1e-3 * (1 + time.time() % 1e6 / 1e12), **few))
-            cluster.run(job)
-        for stage in ("align", "instruct"):
-            step = steps_of(options.folder, stage)
-            put(table=f"scaling-{stage}", row="1 rank" if ranks == 1 else called(megabits, delay), column=f"{ranks} ranks", seconds=step["total"],
-                phases=step, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
+            began, cluster, job = time.time(), Cluster(options.llink, place, network, options.share), place / "job.toml"
+            text = JOB.format(place=options.folder, models=options.folder, ranks=ranks, rate=1e-3 * (1 + time.time() % 1e6 / 1e12),
+                              a_steps=2 if options.stage == "instruct" else 4 if megabits < 1000 else 12, b_steps=3)
+            job.write_text(text if options.stage == "instruct" else re.sub(r"\[instruct\].*(?=\[evaluate)", "", text, flags=re.S))
+            cluster.client("submit", job, "--detach")
+            step = trained(options.folder, options.stage, began)
+        put(table=f"scaling-{options.stage}", row="1 rank" if ranks == 1 else called(int(megabits), delay), column=f"{ranks} ranks", seconds=step["total"],
+            phases=step, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
     shutil.rmtree(place)
 
 
@@ -180,9 +183,11 @@ def embed(options):
     place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-"))
     for workers in options.ranks:
         with Network(workers + 1, 1_000, 0.1) as network:
-            job = place / "job.toml"
+            job, cluster = place / "job.toml", Cluster(options.llink, place, network, options.share)
             job.write_text(EMBED.format(place=place, workers=workers))
-            seconds = Cluster(options.llink, place, network, options.share).run(job)["embed"]
+            cluster.client("submit", job)
+            [report] = glob.glob(f"{place}/out-{workers}/report.json")
+        [seconds] = [stage["seconds"] for stage in json.loads(open(report).read())["stages"] if stage["stage"] == "embed"]
         put(table="scaling-embed", row="embed", column=f"{workers} workers", seconds=seconds, workers=workers, share=options.share)
     shutil.rmtree(place)
 
@@ -201,6 +206,9 @@ def models(options):
         shutil.copytree(folder, options.folder / name)
         (options.folder / name / "model.safetensors").unlink()
         model(rows).save_pretrained(options.folder / name)
+    # What all trainings share is computed once, by all cores.
+    (place / "job.toml").write_text(JOB.format(place=options.folder, models=options.folder, ranks=1, rate=1e-3, a_steps=1, b_steps=1))
+    subprocess.run([options.llink, "submit", place / "job.toml", "--state", place / "state-2", "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(place)
 
 
@@ -214,6 +222,8 @@ def main():
         command.add_argument("--share", type=float, default={"embed": 0.2}.get(name, 0.4), help="of a core, for each worker")
         command.add_argument("--ranks", type=int, nargs="+", default={"embed": [1, 2, 4, 8]}.get(name, [1, 2, 4]), help="the numbers of ranks or workers")
         command.add_argument("--networks", type=lambda text: tuple(map(float, text.split(","))), nargs="+", metavar="MBIT,MS")
+        if name == "train":
+            command.add_argument("--stage", choices=["align", "instruct"], default="align")
     options = parser.parse_args()
     globals()[options.command](options)
 

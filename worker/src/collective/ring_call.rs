@@ -64,15 +64,7 @@ pub(super) fn chunk(length: usize, world_size: usize, rank: usize) -> Range<usiz
     rank * length / world_size..(rank + 1) * length / world_size
 }
 
-/// Cuts a range into segments, followed by empty ones without end.
+/// Cuts a range into segments. An empty range has none.
 pub(super) fn segments(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    (0..).map(move |index| {
-        let start = (range.start + index * SEGMENT).min(range.end);
-        start..(start + SEGMENT).min(range.end)
-    })
-}
-
-/// Returns the number of segments in the longest chunk. It is at least one, so that an empty buffer has a header too.
-pub(super) fn rounds(length: usize, world_size: usize) -> usize {
-    length.div_ceil(world_size).div_ceil(SEGMENT).max(1)
+    range.clone().step_by(SEGMENT).map(move |start| start..(start + SEGMENT).min(range.end))
 }

@@ -1,16 +1,17 @@
 //! What the ranks of a ring say to their neighbors over TCP.
 //!
-//! A sum is a reduce-scatter followed by an all-gather, both in segments. Each segment is sent and received at the same
+//! A sum is a reduce-scatter followed by an all-gather, both in segments. Segments are sent and received at the same
 //! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header. Ranks
 //! that are at different calls detect it and do not add wrong numbers.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::handshake::{Neighbours, connect};
-use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, rounds, segments};
+use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, segments};
 use super::{AbortHandle, Collective, RingOptions, check_counts};
 use crate::{Error, Result};
 
@@ -133,13 +134,8 @@ impl Wire {
                 self.wait(call, sending, receiving)?;
             }
         }
-        if expects_header && heard != call.header {
-            return Err(format!(
-                "rank {} is at {}, this rank at {}",
-                self.rank_before(1),
-                describe(&heard),
-                describe(&call.header)
-            ));
+        if expects_header {
+            self.check_header(call, &heard)?;
         }
         Ok(())
     }
@@ -176,33 +172,71 @@ impl Wire {
         }
     }
 
-    /// Each chunk goes around the ring, and each rank adds its values. Rank `r` ends with the sum of chunk `r + 1`.
-    fn reduce_scatter(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
+    /// Sums the values around the ring in `2 (world_size - 1)` rounds. In each round a rank sends the chunk that it received in the
+    /// round before. It passes a segment on as soon as the segment has arrived and its own values are added, so the network's
+    /// delay counts once for each round and not for each segment.
+    fn sum(&mut self, call: &Call, values: &mut [f32]) -> Attempt<()> {
+        let (length, world_size) = (values.len(), self.world_size);
+        let of_round = |round: usize| segments(chunk(length, world_size, self.rank_before(round)));
+        let count = |rounds: Range<usize>| rounds.flat_map(of_round).count();
+        let last = 2 * (world_size - 1);
+        // The path of this rank's sends. The receives are the same path from the second round on.
+        let path: Vec<Range<usize>> = (0..=last).flat_map(of_round).collect();
+        let (sends, added) = (count(0..last), count(0..world_size));
+        let (mut sent, mut received) = (0, count(0..1));
+        let (mut sent_bytes, mut received_bytes, mut heard) = (0, 0, [0; HEADER_BYTES]);
+        let (mut header_out, mut header_in) = (0, 0);
         let mut scratch = std::mem::take(&mut self.scratch);
-        for step in 0..self.world_size - 1 {
-            let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (chunk(self.rank_before(step)), chunk(self.rank_before(step + 1)));
-            for (send, receive) in segments(send).zip(segments(receive)).take(rounds(values.len(), self.world_size)) {
-                let heard = &mut scratch[..receive.len()];
-                self.exchange(call, Some(&values[send]), Some(heard))?;
-                values[receive].iter_mut().zip(heard).for_each(|(own, heard)| *own += *heard);
+        loop {
+            let own = if sent < sends.min(received) { path[sent].clone() } else { 0..0 };
+            let own: &[u8] = bytemuck::cast_slice(&values[own]);
+            let mut outgoing = [&call.header[header_out..], &own[sent_bytes..]];
+            let mut moved = self.send_some(&mut outgoing)?;
+            (header_out, sent_bytes) = (HEADER_BYTES - outgoing[0].len(), own.len() - outgoing[1].len());
+            if sent_bytes == own.len() {
+                (sent, sent_bytes) = (sent + usize::from(!own.is_empty()), 0);
+            }
+            let segment = path.get(received).cloned().unwrap_or(0..0);
+            let theirs: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch[..segment.len()]);
+            let whole = theirs.len();
+            let mut incoming = [&mut heard[header_in..], &mut theirs[received_bytes..]];
+            moved |= self.receive_some(&mut incoming)?;
+            (header_in, received_bytes) = (HEADER_BYTES - incoming[0].len(), whole - incoming[1].len());
+            if header_in == HEADER_BYTES {
+                self.check_header(call, &heard)?;
+            }
+            if received_bytes == whole && whole > 0 {
+                let (own, theirs) = (&mut values[segment], &scratch[..whole / size_of::<f32>()]);
+                match received < added {
+                    true => own.iter_mut().zip(theirs).for_each(|(own, theirs)| *own += *theirs),
+                    false => own.copy_from_slice(theirs),
+                }
+                (received, received_bytes) = (received + 1, 0);
+            }
+            let sending = header_out < HEADER_BYTES || sent < sends.min(received) || !self.neighbours.next.is_flushed();
+            let receiving = header_in < HEADER_BYTES || received < path.len();
+            if !sending && !receiving {
+                break;
+            }
+            if !moved {
+                self.wait(call, sending, receiving)?;
             }
         }
         self.scratch = scratch;
         Ok(())
     }
 
-    /// Passes finished chunks around the ring until every rank has all of them.
-    fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
-        for step in 0..self.world_size - 1 {
-            let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (chunk(self.rank_before(step + self.world_size - 1)), chunk(self.rank_before(step)));
-            for (send, receive) in segments(send).zip(segments(receive)).take(rounds(values.len(), self.world_size)) {
-                let [send, receive] = values.get_disjoint_mut([send, receive]).expect("two chunks share nothing");
-                self.exchange(call, Some(send), Some(receive))?;
-            }
+    /// Refuses the values of a rank that is at another call.
+    fn check_header(&self, call: &Call, heard: &[u8; HEADER_BYTES]) -> Attempt<()> {
+        match *heard == call.header {
+            true => Ok(()),
+            false => Err(format!(
+                "rank {} is at {}, this rank at {}",
+                self.rank_before(1),
+                describe(heard),
+                describe(&call.header)
+            )),
         }
-        Ok(())
     }
 }
 
@@ -226,10 +260,7 @@ impl Collective for Wire {
     }
 
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
-        self.call(Kind::AllReduce, values.len(), |ring, call| {
-            ring.reduce_scatter(call, values)?;
-            ring.gather_chunks(call, values)
-        })
+        self.call(Kind::AllReduce, values.len(), |ring, call| ring.sum(call, values))
     }
 
     fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
@@ -255,7 +286,9 @@ impl Collective for Wire {
         }
         let distance = self.rank_before(root);
         self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
-            for segment in segments(0..values.len()).take(values.len().div_ceil(SEGMENT).max(1)) {
+            // An empty buffer has a header too.
+            let empty = values.is_empty().then_some(0..0);
+            for segment in segments(0..values.len()).chain(empty) {
                 if distance > 0 {
                     ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
                 }
