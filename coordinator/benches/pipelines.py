@@ -153,7 +153,7 @@ def submit(options):
     shutil.rmtree(place)
 
 
-def ended(stage):
+def end_of(stage):
     """Tells whether a run's stage has ended, after which it is not needed any more."""
     def has(run):
         try:
@@ -169,7 +169,7 @@ def memory(options):
         subprocess.run([options.llink, "sample", place, "--pairs", str(pairs), "--instructions", "1", "--seed", "7"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["gzip", "-1", place / "pairs.tsv"], check=True)
 
-        run = Run(options.llink, place, MEMORY.format(place=place, source=place / "pairs.tsv.gz"), 1, ended("shard"))
+        run = Run(options.llink, place, MEMORY.format(place=place, source=place / "pairs.tsv.gz"), 1, end_of("shard"))
         began, ended = run.stages()["shard"]
         for name in ("worker", "coordinator"):
             put(table="memory", row=name, column=f"{pairs:,} pairs", seconds=(ended - began) / 1e3, peak_rss_mib=run.peaks[name])
@@ -182,7 +182,7 @@ def checkpoints(options):
     for number in range(2 * options.rounds + 1):
         place, kind = pathlib.Path(tempfile.mkdtemp(prefix="llink-pipelines-")), ("with", "without")[number % 2]
         rate, (every_a, every_b) = 1e-3 * (1 + time.time() % 1e6 / 1e12), every[kind]
-        run = Run(options.llink, place, CHECKPOINTS.format(models=options.folder, rate=rate, every_a=every_a, every_b=every_b), 1, ended("instruct"))
+        run = Run(options.llink, place, CHECKPOINTS.format(models=options.folder, rate=rate, every_a=every_a, every_b=every_b), 1, end_of("instruct"))
         for stage, steps, made in (("align", 100, 9), ("instruct", 12, 3)):
             began, ended = run.stages()[stage]
             seconds = (ended - began) / 1e3

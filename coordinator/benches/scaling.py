@@ -1,7 +1,7 @@
 """Measures how jobs scale over workers and ranks, in network namespaces with a set bandwidth and delay, and predicts it.
 
     python coordinator/benches/scaling.py models LLINK DIR               makes models with real widths and one layer (needs transformers)
-    sudo python coordinator/benches/scaling.py ring SPEED               sums of 35 MB over 2 to 4 ranks; SPEED is the program of `--bench speed`
+    sudo python coordinator/benches/scaling.py ring SPEED               sums of 35 MB over 2 and 4 ranks; SPEED is the program of `--bench speed`
     sudo python coordinator/benches/scaling.py train LLINK DIR          steps of both stages on 1 to 4 ranks
     sudo python coordinator/benches/scaling.py embed LLINK              the stage `embed` on 1 to 8 workers
     python coordinator/benches/scaling.py predict                       the mission's time by GPUs and network
@@ -15,6 +15,7 @@ from network import Network
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
 UNREACHABLE = 6
+PAYLOAD = 0.97  # of a network's bandwidth, beside the headers of TCP
 NETWORKS = [(10_000, 0.1), (1_000, 0.1), (1_000, 1), (1_000, 10), (100, 1)]
 STREAM = """
 import socket, sys, time
@@ -103,21 +104,21 @@ def reached(network):
 
 
 def wire_seconds(size, ranks, bandwidth, delay, sums=1):
-    """The time of a ring's sums of `size` bytes in all: each rank sends 2(N - 1)/N of them, and each sum waits for 2(N - 1) delays."""
+    """The time of `sums` sums of `size` bytes in all: each rank sends 2(N - 1)/N of the bytes, and each sum waits for 2(N - 1) delays."""
     return 2 * (ranks - 1) / ranks * size / bandwidth + 2 * (ranks - 1) * delay * sums
 
 
 def ring(options):
     values = 8_700_000
     for megabits, delay in NETWORKS:
-        for ranks in (2, 3, 4):
+        for ranks in options.ranks:
             with Network(ranks, megabits, delay) as network:
                 bandwidth, latency = reached(network)
                 addresses = ",".join(f"{address}:7000" for address in network.addresses)
                 command = [options.speed, "ring", "none", "--addresses", addresses, "--n", values, "--steps", 2 if megabits < 1000 else 5]
                 ended = [network.start(rank, *command, "--rank", rank, stdout=subprocess.PIPE) for rank in range(ranks)]
                 found = json.loads(ended[0].communicate(timeout=100)[0].splitlines()[-1])
-            expected = wire_seconds(4 * values, ranks, bandwidth, latency)
+            expected = wire_seconds(4 * values, ranks, network.rate * PAYLOAD, latency)
             put(table="ring", row=called(megabits, delay), column=f"{ranks} ranks", seconds=found["sum_ms"] / 1e3, predicted=expected,
                 stream_mbit_s=bandwidth * 8 / 1e6, delay_ms=latency * 1e3)
 
@@ -212,15 +213,40 @@ def models(options):
     shutil.rmtree(place)
 
 
+# The mission: 100,000 pairs, 40,000 + 2,000 instructions, XLM-R base and Llama 3.2 1B. The seconds of one rank, from the table of the heavy
+# jobs for the processor, and for a GPU by its operations at 400 TFLOP/s, which no run has confirmed. Beside it the bytes and sums of a step.
+TEXTS, ENCODER_TOKENS, TEACHER_TOKENS, A_STEPS, B_STEPS, B_EXAMPLE_FLOP = 143_000, 35, 25, 20_000, 938, 4.5e11
+KINDS = {
+    "two cores of the table above": {"embed": TEXTS * (ENCODER_TOKENS / 1_458 + TEACHER_TOKENS / 190), "align": 0.051, "instruct": 128 / 4 * 7.1},
+    "a GPU at 400 TFLOP/s": {"embed": TEXTS * 2 * (85e6 * ENCODER_TOKENS + 0.97e9 * TEACHER_TOKENS) / 4e14, "align": 0.003,
+                             "instruct": 128 * B_EXAMPLE_FLOP / 4e14},
+}
+MISSION_NETWORKS = {"1 Gbit/s": (1e9 / 8, 2e-4), "10 Gbit/s": (1e10 / 8, 1e-4), "100 Gbit/s": (1e11 / 8, 2e-5), "NVLink, 150 GB/s": (150e9, 1e-5)}
+WIRES = {"align": (36e6, 3), "instruct": (347e6, 21)}
+
+
+def predict(options):
+    for kind, alone in KINDS.items():
+        for name, (bandwidth, delay) in MISSION_NETWORKS.items():
+            for ranks in (1, 2, 4, 8, 16):
+                a, b = (alone[stage] / (1 if stage == "align" else ranks) + wire_seconds(size, ranks, bandwidth, delay, sums)
+                        for stage, (size, sums) in WIRES.items())
+                # Stage A stays on one rank where more only wait.
+                seconds = alone["embed"] / ranks + A_STEPS * min(a, alone["align"]) + B_STEPS * b
+                put(table="mission", row=f"{kind}, {name}", column=f"{ranks} ranks", seconds=seconds, align_step=a, instruct_step=b)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, positions in {"models": ["llink", "folder"], "ring": ["speed"], "train": ["llink", "folder"], "embed": ["llink"]}.items():
+    for name, positions in {"models": ["llink", "folder"], "ring": ["speed"], "train": ["llink", "folder"], "embed": ["llink"], "predict": []}.items():
         command = commands.add_parser(name)
         for position in positions:
             command.add_argument(position, type=lambda path: pathlib.Path(path).resolve())
+        if name == "predict":
+            continue
         command.add_argument("--share", type=float, default={"embed": 0.2}.get(name, 0.4), help="of a core, for each worker")
-        command.add_argument("--ranks", type=int, nargs="+", default={"embed": [1, 2, 4, 8]}.get(name, [1, 2, 4]), help="the numbers of ranks or workers")
+        command.add_argument("--ranks", type=int, nargs="+", default={"embed": [1, 2, 4, 8], "ring": [2, 4]}.get(name, [1, 2, 4]), help="the numbers of ranks or workers")
         command.add_argument("--networks", type=lambda text: tuple(map(float, text.split(","))), nargs="+", metavar="MBIT,MS")
         if name == "train":
             command.add_argument("--stage", choices=["align", "instruct"], default="align")

@@ -14,6 +14,15 @@ BEGIN, END = "<!-- Made by worker/benches/table.py. -->", "<!-- The end of the t
 # The tables of other benches: what a row is, and the text of a cell. Of several runs the one with the median time is shown.
 TABLES = {
     "readers": ("file", lambda it: f"{it['rows_per_s'] / 1e3:,.0f}k rows/s, {it['mb_per_s']:.0f} MB/s, {it['peak_rss_mib']} MiB"),
+    "submit": ("", lambda it: f"{it['seconds']:.1f} s" + (f", {it['share']:.2f} of the cores" if "share" in it else "")),
+    "waits": ("stage", lambda it: f"{it['share']:.3f}"),
+    "memory": ("process", lambda it: f"{it['peak_rss_mib']} MiB"),
+    "checkpoints": ("stage", lambda it: f"{it['seconds']:.2f} s for {it['steps']} steps, {it['made']} checkpoints"),
+    "ring": ("bandwidth, delay of one way", lambda it: f"{it['seconds'] * 1e3:,.0f} ms, {it['predicted'] * 1e3:,.0f} ms predicted"),
+    "scaling-align": ("bandwidth, delay of one way", lambda it: f"{it['seconds'] * 1e3:,.0f} ms, {it['phases']['reduce'] * 1e3:,.0f} ms of it waits for sums"),
+    "scaling-instruct": ("bandwidth, delay of one way", lambda it: f"{it['seconds']:.1f} s, {it['phases']['reduce']:.1f} s of it waits for sums"),
+    "scaling-embed": ("stage", lambda it: f"{it['seconds']:.1f} s"),
+    "mission": ("a rank is, network", lambda it: f"{it['seconds'] / 3600:.1f} h" if it["seconds"] >= 3600 else f"{it['seconds'] / 60:.0f} min"),
     "tokenize": ("threads", lambda it: f"{it['tokens_per_s'] / 1e3:,.0f}k tokens/s, {it['mb_per_s']:.1f} MB/s"),
 }
 JOBS = {
