@@ -90,7 +90,8 @@ mod tests {
         SourceEntry {
             format: Some(FormatName::Flores),
             foreign_language: Some(language.into()),
-            ..SourceEntry::of(&folder.display().to_string())
+            url: Some(folder.display().to_string()),
+            ..SourceEntry::default()
         }
     }
 
