@@ -172,9 +172,9 @@ impl Wire {
         }
     }
 
-    /// Sums the values around the ring in `2 (world_size - 1)` rounds. In each round a rank sends the chunk that it received in the
-    /// round before. It passes a segment on as soon as the segment has arrived and its own values are added, so the network's
-    /// delay counts once for each round and not for each segment.
+    /// Sums the values around the ring in `2 (world_size - 1)` rounds. In each round a rank sends the chunk that it
+    /// received in the round before. It passes a segment on as soon as the segment has arrived and its own values are
+    /// added, so the network's delay counts once for each round and not for each segment.
     fn sum(&mut self, call: &Call, values: &mut [f32]) -> Attempt<()> {
         let (length, world_size) = (values.len(), self.world_size);
         let of_round = |round: usize| segments(chunk(length, world_size, self.rank_before(round)));
