@@ -15,6 +15,8 @@ from network import Network
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
 UNREACHABLE = 6
+# Of a step: the share of the computation that every rank does again, the bytes that are summed, and the number of sums.
+STEPS = {"align": (0.5, 36e6, 3), "instruct": (0.0, 347e6, 21)}
 PAYLOAD = 0.97  # of a network's bandwidth, beside the headers of TCP
 NETWORKS = [(10_000, 0.1), (1_000, 0.1), (1_000, 1), (1_000, 10), (100, 1)]
 STREAM = """
@@ -84,6 +86,10 @@ benchmark_pairs = 64
 """
 
 
+def many(number, word):
+    return f"{number} {word}" + "s" * (number > 1)
+
+
 def put(**line):
     print(json.dumps(line), flush=True)
 
@@ -119,8 +125,14 @@ def ring(options):
                 ended = [network.start(rank, *command, "--rank", rank, stdout=subprocess.PIPE) for rank in range(ranks)]
                 found = json.loads(ended[0].communicate(timeout=100)[0].splitlines()[-1])
             expected = wire_seconds(4 * values, ranks, network.rate * PAYLOAD, latency)
-            put(table="ring", row=called(megabits, delay), column=f"{ranks} ranks", seconds=found["sum_ms"] / 1e3, predicted=expected,
+            put(table="ring", row=called(megabits, delay), column=many(ranks, "rank"), seconds=found["sum_ms"] / 1e3, predicted=expected,
                 stream_mbit_s=bandwidth * 8 / 1e6, delay_ms=latency * 1e3)
+
+
+def step_seconds(stage, alone, ranks, bandwidth, delay):
+    """The time of a step on `ranks` ranks, of which `alone` is that on one rank. Nothing that overlaps is taken off."""
+    shared, size, sums = STEPS[stage]
+    return alone * (shared + (1 - shared) / ranks) + wire_seconds(size, ranks, bandwidth, delay, sums)
 
 
 class Cluster:
@@ -162,11 +174,10 @@ def trained(folder, stage, since):
 
 
 def train(options):
-    place, alone = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-", dir=options.folder)), False
-    for (megabits, delay), ranks in itertools.product(options.networks or NETWORKS, options.ranks):
-        if ranks == 1 and alone:
+    place, alone = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-", dir=options.folder)), None
+    for (megabits, delay), ranks in itertools.product(options.networks or NETWORKS, sorted({1, *options.ranks})):
+        if ranks == 1 and alone is not None:
             continue
-        alone |= ranks == 1
         with Network(ranks + 1, int(megabits), delay) as network:
             bandwidth, latency = reached(network)
             began, cluster, job = time.time(), Cluster(options.llink, place, network, options.share), place / "job.toml"
@@ -175,8 +186,10 @@ def train(options):
             job.write_text(text if options.stage == "instruct" else re.sub(r"\[instruct\].*(?=\[evaluate)", "", text, flags=re.S))
             cluster.client("submit", job, "--detach")
             step = trained(options.folder, options.stage, began)
-        put(table=f"scaling-{options.stage}", row="1 rank" if ranks == 1 else called(int(megabits), delay), column=f"{ranks} ranks", seconds=step["total"],
-            phases=step, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
+            alone = step["total"] if ranks == 1 else alone
+            predicted = step_seconds(options.stage, alone, ranks, network.rate * PAYLOAD, latency)
+        put(table=f"scaling-{options.stage}", row="1 rank" if ranks == 1 else called(int(megabits), delay), column=many(ranks, "rank"), seconds=step["total"],
+            phases=step, predicted=predicted, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
     shutil.rmtree(place)
 
 
@@ -189,7 +202,7 @@ def embed(options):
             cluster.client("submit", job)
             [report] = glob.glob(f"{place}/out-{workers}/report.json")
         [seconds] = [stage["seconds"] for stage in json.loads(open(report).read())["stages"] if stage["stage"] == "embed"]
-        put(table="scaling-embed", row="embed", column=f"{workers} workers", seconds=seconds, workers=workers, share=options.share)
+        put(table="scaling-embed", row="embed", column=many(workers, "worker"), seconds=seconds, workers=workers, share=options.share)
     shutil.rmtree(place)
 
 
@@ -221,19 +234,19 @@ KINDS = {
     "a GPU at 400 TFLOP/s": {"embed": TEXTS * 2 * (85e6 * ENCODER_TOKENS + 0.97e9 * TEACHER_TOKENS) / 4e14, "align": 0.003,
                              "instruct": 128 * B_EXAMPLE_FLOP / 4e14},
 }
-MISSION_NETWORKS = {"1 Gbit/s": (1e9 / 8, 2e-4), "10 Gbit/s": (1e10 / 8, 1e-4), "100 Gbit/s": (1e11 / 8, 2e-5), "NVLink, 150 GB/s": (150e9, 1e-5)}
-WIRES = {"align": (36e6, 3), "instruct": (347e6, 21)}
+LINKS = {"1 Gbit/s": (1e9 / 8, 2e-4), "10 Gbit/s": (1e10 / 8, 1e-4), "100 Gbit/s": (1e11 / 8, 2e-5), "NVLink, 150 GB/s": (150e9, 1e-5)}
+MISSION_NETWORKS = dict(zip(KINDS, (["1 Gbit/s", "10 Gbit/s"], ["10 Gbit/s", "100 Gbit/s", "NVLink, 150 GB/s"])))
 
 
 def predict(options):
     for kind, alone in KINDS.items():
-        for name, (bandwidth, delay) in MISSION_NETWORKS.items():
+        for name in MISSION_NETWORKS[kind]:
+            bandwidth, delay = LINKS[name]
             for ranks in (1, 2, 4, 8, 16):
-                a, b = (alone[stage] / (1 if stage == "align" else ranks) + wire_seconds(size, ranks, bandwidth, delay, sums)
-                        for stage, (size, sums) in WIRES.items())
+                a, b = (step_seconds(stage, alone[stage], ranks, bandwidth, delay) for stage in STEPS)
                 # Stage A stays on one rank where more only wait.
                 seconds = alone["embed"] / ranks + A_STEPS * min(a, alone["align"]) + B_STEPS * b
-                put(table="mission", row=f"{kind}, {name}", column=f"{ranks} ranks", seconds=seconds, align_step=a, instruct_step=b)
+                put(table="mission", row=f"{kind}, {name}", column=many(ranks, "rank"), seconds=seconds, align_step=a, instruct_step=b)
 
 
 def main():

@@ -19,10 +19,10 @@ TABLES = {
     "memory": ("process", lambda it: f"{it['peak_rss_mib']} MiB"),
     "checkpoints": ("stage", lambda it: f"{it['seconds']:.2f} s for {it['steps']} steps, {it['made']} checkpoints"),
     "ring": ("bandwidth, delay of one way", lambda it: f"{it['seconds'] * 1e3:,.0f} ms, {it['predicted'] * 1e3:,.0f} ms predicted"),
-    "scaling-align": ("bandwidth, delay of one way", lambda it: f"{it['seconds'] * 1e3:,.0f} ms, {it['phases']['reduce'] * 1e3:,.0f} ms of it waits for sums"),
-    "scaling-instruct": ("bandwidth, delay of one way", lambda it: f"{it['seconds']:.1f} s, {it['phases']['reduce']:.1f} s of it waits for sums"),
+    "scaling-align": ("bandwidth, delay of one way", lambda it: f"{it['seconds'] * 1e3:,.0f} ms, {it['predicted'] * 1e3:,.0f} ms predicted"),
+    "scaling-instruct": ("bandwidth, delay of one way", lambda it: f"{it['seconds']:.1f} s, {it['predicted']:.1f} s predicted"),
     "scaling-embed": ("stage", lambda it: f"{it['seconds']:.1f} s"),
-    "mission": ("a rank is, network", lambda it: f"{it['seconds'] / 3600:.1f} h" if it["seconds"] >= 3600 else f"{it['seconds'] / 60:.0f} min"),
+    "mission": ("a rank is, network", lambda it: f"{it['seconds'] / 3600:.1f} h" if it["seconds"] >= 3600 else f"{it['seconds']:.0f} s"),
     "tokenize": ("threads", lambda it: f"{it['tokens_per_s'] / 1e3:,.0f}k tokens/s, {it['mb_per_s']:.1f} MB/s"),
 }
 JOBS = {

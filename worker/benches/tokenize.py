@@ -29,7 +29,7 @@ def run(speed, folder, rounds=3):
                 environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
                 found = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
                 tokens.add(found["tokens"])
-                print(json.dumps({**found, "table": "tokenize", "row": f"{threads} threads", "column": column}), flush=True)
+                print(json.dumps({**found, "table": "tokenize", "row": str(threads), "column": column}), flush=True)
             if len(tokens) > 1:
                 raise SystemExit(f"the programs find {tokens} tokens")
 
