@@ -42,7 +42,7 @@ steps = 1
 """
 CHECKPOINTS = """
 name = "checkpoints"
-output = "{models}/out-checkpoints"
+output = "{models}/out"
 [corpus]
 source = "sample"
 train_pairs = 2_000
