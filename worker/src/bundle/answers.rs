@@ -1,6 +1,5 @@
 //! The answers of a bundle: to one question, to many, and to conversations that come and go.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::generator::{Answering, Generator, Sentence};
@@ -78,27 +77,21 @@ impl Generator {
         }
         let prompts: Vec<ChatPrompt> = prepared.iter().map(|(_, ready)| ready.prompt.clone()).collect();
         let mut continuations = self.begin(common_head(&prompts), at_once)?;
-        let mut texts = HashMap::new();
+        let mut begun = Vec::new();
         for (number, ready) in &prepared {
             match self.add(&mut continuations, ready, answering) {
-                Ok(id) => _ = texts.insert(id, (*number, ReplyText::default())),
+                Ok(_) => begun.push((*number, Vec::new())),
                 Err(Error::Input(fault)) => _ = told(*number, Err(fault)),
                 Err(error) => return Err(error),
             }
         }
-        let tokenizer = self.decoder.tokenizer();
         while !continuations.is_empty() {
             for (id, step) in self.step(&mut continuations)? {
+                let (number, ids) = &mut begun[id];
                 match step {
-                    Step::Token(token) => {
-                        if let Some((_, text)) = texts.get_mut(&id) {
-                            text.keep(token);
-                        }
-                    }
+                    Step::Token(token) => ids.push(token),
                     Step::Stopped | Step::AtLimit => {
-                        if let Some((number, text)) = texts.remove(&id)
-                            && told(number, Ok(text.whole(tokenizer)?)).is_break()
-                        {
+                        if told(*number, Ok(self.tokenizer().decode(ids)?)).is_break() {
                             return Ok(());
                         }
                     }

@@ -16,18 +16,13 @@ impl ReplyText {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) when the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32, tokenizer: &Tokenizer) -> Result<String> {
-        self.keep(id);
+        self.ids.push(id);
         let text = tokenizer.decode(&self.ids)?;
         // This is half a character, which the next token completes.
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
         Ok(self.new_in(text))
-    }
-
-    /// Adds a token to a text that is read as a whole at the end.
-    pub fn keep(&mut self, id: u32) {
-        self.ids.push(id);
     }
 
     /// Returns the text at the end that was not given out.
