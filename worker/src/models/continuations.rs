@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 
 use super::batches::Packed;
 use super::cache::Cache;
@@ -141,9 +142,9 @@ impl Continuations {
             return Ok(steps);
         }
         let mut running = std::mem::take(&mut self.running);
-        let logits = pass(&mut running, model, adapter)?;
-        for (mut row, logits) in running.into_iter().zip(logits) {
-            let token = choose(&logits, row.options.sampling, row.generated as u64);
+        // On a thread of the pool, because every parallel loop of another thread would wait for one to wake up.
+        let tokens = rayon::scope(|_| pass(&mut running, model, adapter))?;
+        for (mut row, token) in running.into_iter().zip(tokens) {
             if row.options.stop.contains(&token) {
                 steps.push((row.id, Step::Stopped));
                 continue;
@@ -185,8 +186,8 @@ impl Row {
     }
 }
 
-/// Returns the logits after the unread tokens of each row.
-fn pass(rows: &mut [Row], model: &Llama, adapter: &LoadedAdapter) -> Result<Vec<Vec<f32>>> {
+/// Returns the token after the unread ones of each row.
+fn pass(rows: &mut [Row], model: &Llama, adapter: &LoadedAdapter) -> Result<Vec<u32>> {
     let packed = Packed::new(rows.iter().map(|row| row.unread.as_slice()));
     let (mut places, mut slots) = (Vec::new(), Vec::new());
     for (row, start) in rows.iter().zip(&packed.offsets) {
@@ -198,7 +199,9 @@ fn pass(rows: &mut [Row], model: &Llama, adapter: &LoadedAdapter) -> Result<Vec<
     let embeddings: Tensor = model.embed_with(&packed.ids, &places, &slots)?;
     let mut caches: Vec<&mut Cache> = rows.iter_mut().map(|row| &mut row.cache).collect();
     let hidden = model.forward_from(embeddings, &packed, &mut caches, Rows::LastOfEach, &adapter.0)?;
-    Ok(model.logits(&hidden)?.to_dtype(DType::F32)?.to_vec2()?)
+    let logits: Vec<f32> = model.logits(&hidden)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let each = rows.par_iter().zip(logits.par_chunks(logits.len() / rows.len()));
+    Ok(each.map(|(row, logits)| choose(logits, row.options.sampling, row.generated as u64)).collect())
 }
 
 /// Returns the tokens with which all prompts begin, before any slot. One prompt alone shares nothing.
