@@ -3,7 +3,7 @@
 use gemm::Parallelism;
 
 /// The number of multiplications from which a product runs in parallel.
-const PARALLEL_FROM: usize = 1 << 23;
+const PARALLEL_FROM: usize = 1 << 21;
 
 /// A matrix to read, which is a row-major buffer or the transpose of one.
 #[derive(Debug, Clone, Copy)]
