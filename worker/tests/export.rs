@@ -23,7 +23,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, EncoderReading, Export, ModelRef, ModelRole, Task, TaskResult};
 use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
 use llink_worker::control::TaskControl;
-use llink_worker::device::Compute;
+use llink_worker::device::{Arithmetic, Compute};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::slot_expander::{SlotExpander, SlotExpanderShape};
 use llink_worker::llink::statistics::Statistics;
@@ -206,6 +206,7 @@ impl Job {
             decoder: None,
             vectors: Some(self.folder.path().join("vectors")),
             downloads: self.folder.path().join("downloads"),
+            compute: Arithmetic::F32,
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use llink_worker::bundle::{Generator, Opening};
 use tokio::runtime::Handle;
 
-use super::generate::ModelPlaces;
+use super::generate::ModelOptions;
 use super::{Exit, Failed, interrupted, say};
 use crate::serve::bundle::{self, BundleOptions};
 
@@ -17,7 +17,7 @@ pub(super) struct ServeBundle {
     #[command(flatten)]
     options: BundleOptions,
     #[command(flatten)]
-    models: ModelPlaces,
+    models: ModelOptions,
     /// Folder for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
@@ -32,6 +32,7 @@ impl ServeBundle {
             // The texts of clients leave no trace on the disk.
             vectors: None,
             downloads: self.state.join("models"),
+            compute: self.models.compute,
         };
         let (url, runtime) = (self.bundle, Handle::current());
         let opened = tokio::task::spawn_blocking(move || {

@@ -15,6 +15,7 @@ use super::folder::BundleFolder;
 use super::parts::Bundle;
 use super::sources::{Wanted, find};
 use super::vectors::VectorCache;
+use crate::device::{Arithmetic, Compute, DeviceChoice};
 use crate::models::{Backend, Decoder, Encoder, LoadedAdapter, PromptForm, Sampling, TextLimits};
 use crate::{Error, Result};
 
@@ -32,6 +33,8 @@ pub struct Opening {
     pub vectors: Option<PathBuf>,
     /// The folder of models from object stores.
     pub downloads: PathBuf,
+    /// The number format of the decoder's products.
+    pub compute: Arithmetic,
 }
 
 /// The settings of an answer.
@@ -103,7 +106,8 @@ impl Generator {
         let wanted =
             Wanted { role: "decoder", name: &entry.name, source: &entry.source, fingerprint: &entry.fingerprint };
         let place = find(wanted, opening.decoder.as_deref(), &folder.url(), &opening.downloads, runtime)?;
-        let mut decoder = Decoder::load(&place, &Device::Cpu, DType::F32)?;
+        let compute = Compute::open(DeviceChoice::Cpu, opening.compute)?;
+        let mut decoder = Decoder::load(&place, &compute.device, compute.dtype)?;
         decoder.set_prompt_form(form);
         let adapter = bundle.adapter(decoder.config())?;
         Ok(Self {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use llink_proto::shown;
 use llink_worker::bundle::{Answering, Generator, Opening, Sentence};
+use llink_worker::device::Arithmetic;
 use llink_worker::models::Sampling;
 use tokio::runtime::Handle;
 
@@ -22,14 +23,18 @@ use input::{Input, is_readable};
 /// The default task, if the bundle was trained on it.
 const TASK: &str = "translate";
 
+/// The places of a bundle's models, and how they compute.
 #[derive(Debug, clap::Args)]
-pub(super) struct ModelPlaces {
+pub(super) struct ModelOptions {
     /// The encoder's folder or URL, if it is not where the bundle says.
     #[arg(long, value_name = "URL")]
     pub(super) encoder: Option<String>,
     /// The decoder's folder or URL, if it is not where the bundle says.
     #[arg(long, value_name = "URL")]
     pub(super) decoder: Option<String>,
+    /// The number format of the decoder's products: `f32`, `bf16`, or the faster of the two on this machine (`auto`).
+    #[arg(long, env = "LLINK_COMPUTE", value_name = "FORMAT", default_value_t = Arithmetic::Auto)]
+    pub(super) compute: Arithmetic,
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +76,7 @@ pub(super) struct Generate {
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
     #[command(flatten)]
-    models: ModelPlaces,
+    models: ModelOptions,
     /// Folder for vectors of texts, and for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
@@ -117,6 +122,7 @@ impl Generate {
             decoder: self.models.decoder.clone(),
             vectors: (!self.no_cache).then(|| self.state.join("vectors")),
             downloads: self.state.join("models"),
+            compute: self.models.compute,
         };
         let generator = Generator::open(&self.bundle, opening, runtime)?;
         let instruction = self.instruction(&generator)?;
