@@ -69,20 +69,11 @@ pub(super) fn run(
     slots: Option<&Slots>,
     result: &mut TaskResult,
 ) -> Result<()> {
-    let missing = |what: &str| Error::Input(format!("answers without their {what}"));
     let decoder = context.models.decoder(context, model)?;
-    let read = |artifact: &Option<Artifact>, what: &str| -> Result<bytes::Bytes> {
-        context.read(store, artifact.as_ref().ok_or_else(|| missing(what))?)
-    };
-    let loaded = |config: &Option<Artifact>, weights: &Option<Artifact>| {
-        let (config, weights) = (read(config, "adapter config")?, read(weights, "adapter")?);
-        let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
-        LoadedAdapter::new(&adapter, decoder.model())
-    };
     let mut answerer = Answerer {
         context,
         decoder: &decoder,
-        adapter: loaded(&task.adapter_config, &task.adapter)?,
+        adapter: read_adapter(context, store, &decoder, [&task.adapter_config, &task.adapter])?,
         options: GenerateOptions {
             max_tokens: task.max_answer_tokens as usize,
             stop: decoder.chat().stop().to_vec(),
@@ -128,18 +119,45 @@ pub(super) fn run(
     let by_base = said[0].iter().find(|(arm, _)| *arm == Arm::Base);
     cost(&answerer, Arm::Base, by_base.map(|(_, answers)| answers.as_slice()))?;
     if task.direct_adapter.is_some() {
-        answerer.adapter = loaded(&task.direct_adapter_config, &task.direct_adapter)?;
+        let files = [&task.direct_adapter_config, &task.direct_adapter];
+        answerer.adapter = read_adapter(context, store, &decoder, files)?;
         for (said, asked) in said.iter_mut().zip(&sets) {
             said.push((Arm::Direct, answerer.direct(&asked.rows)?));
         }
         let answers = said[0].last().map(|(_, answers)| answers.as_slice());
         cost(&answerer, Arm::Direct, answers)?;
     }
-    let seen = task.trained_as_pairs as f64;
-    result.figures.insert(TRAINED_AS_PAIRS.into(), seen);
+    result.figures.insert(TRAINED_AS_PAIRS.into(), task.trained_as_pairs as f64);
+    write(context, store, task, sets.iter().zip(&said), result)
+}
+
+/// Reads an adapter's configuration and its weights.
+fn read_adapter(
+    context: &TaskContext,
+    store: &Store,
+    decoder: &Decoder,
+    [config, weights]: [&Option<Artifact>; 2],
+) -> Result<LoadedAdapter> {
+    let read = |artifact: &Option<Artifact>, what: &str| -> Result<bytes::Bytes> {
+        let missing = || Error::Input(format!("answers without their {what}"));
+        context.read(store, artifact.as_ref().ok_or_else(missing)?)
+    };
+    let (config, weights) = (read(config, "adapter config")?, read(weights, "adapter")?);
+    let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
+    LoadedAdapter::new(&adapter, decoder.model())
+}
+
+/// Writes the answers of the arms to each set, and adds their scores.
+fn write<'a>(
+    context: &TaskContext,
+    store: &Store,
+    task: &Answers,
+    answered: impl Iterator<Item = (&'a Asked, &'a Vec<(Arm, Vec<String>)>)>,
+    result: &mut TaskResult,
+) -> Result<()> {
     let places = [(Role::Answers, &task.path)].into_iter();
     let places = places.chain(task.set.iter().map(|set| (Role::SetAnswers, &set.path)));
-    for ((role, path), (asked, said)) in places.zip(sets.iter().zip(&said)) {
+    for ((role, path), (asked, said)) in places.zip(answered) {
         let scored: &[Scored] = match role {
             Role::SetAnswers => &[Scored::Set],
             _ => &[Scored::Answers, Scored::Translations],
