@@ -264,7 +264,11 @@ def main():
         if name == "train":
             command.add_argument("--stage", choices=["align", "instruct"], default="align")
     options = parser.parse_args()
-    globals()[options.command](options)
+    try:
+        globals()[options.command](options)
+    finally:
+        for group in GROUPS.glob("llbench*"):
+            group.rmdir()
 
 
 main()
