@@ -1,15 +1,13 @@
 //! What the stages `baseline` and `windows` share: each embeds portions of the texts with the encoder.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::settings::TextParts;
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, EmbedShard, ModelRole, Task};
+use llink_proto::{Artifact, EmbedShard, ModelRole};
 
 use super::embed::{max_tokens, model_ref, reading_key, settings};
-use super::{Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, earlier, fact, json, with_role};
+use super::{Inputs, Phase, PlanError, PlannedTasks, StageName, earlier, fact, json, with_role};
 
 /// The first rows of a shard.
 pub(super) struct Portion {
@@ -93,12 +91,8 @@ pub(super) fn phase(
                 windows: embedding.parts.windows,
                 sentences: embedding.parts.sentences,
             });
-            tasks.push(PlannedTask {
-                spec: Task { output_url: inputs.job.output.clone(), kind: Some(kind) },
-                weight: NonZeroU64::new(rows),
-                ranks: Ranks::ONE,
-                label: format!("{} of {}/{i:05}", embedding.vectors, corpus.set(side)),
-            });
+            let label = format!("{} of {}/{i:05}", embedding.vectors, corpus.set(side));
+            tasks.push(inputs.task(kind, rows, label));
         }
     }
     Ok(Phase::Tasks { label: embedding.phase.into(), tasks })
