@@ -3,11 +3,14 @@
 //!
 //!     cargo bench -p llink-datasets --bench readers -- FILE [FOREIGN]     (FOREIGN is the second file of a Moses corpus)
 
+mod support;
+
 use std::time::Instant;
 
 use llink_datasets::read::{Source, survey};
 use llink_datasets::rows::Corpus;
 use serde_json::json;
+use support::peak_mib;
 
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)]
@@ -22,12 +25,4 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = concat!("llink ", env!("CARGO_PKG_VERSION"));
     println!("{}", json!({"engine": engine, "rows": found.readable, "seconds": seconds, "peak_rss_mib": peak_mib()}));
     Ok(())
-}
-
-/// Returns the most memory that the process has held, in MiB.
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) >> 10
 }

@@ -3,6 +3,8 @@
 //!
 //!     cargo bench -p llink-datasets --bench shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
 
+mod support;
+
 use std::time::Instant;
 
 use llink_datasets::clean::Rules;
@@ -15,6 +17,7 @@ use llink_datasets::shards::{
 use llink_datasets::store::Store;
 use llink_quickstart::{Quickstart, sample};
 use serde_json::json;
+use support::peak_mib;
 
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)]
@@ -120,12 +123,4 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     println!("{figures}");
     Ok(())
-}
-
-/// Returns the most memory that the process has held, in MiB.
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or(0) >> 10
 }
