@@ -8,6 +8,8 @@ Times are those of the coordinator's state. `worker/benches/table.py write` make
 """
 import argparse, bisect, collections, glob, json, os, pathlib, re, shutil, signal, sqlite3, subprocess, tempfile, time
 
+from scaling import job, put
+
 SUBMIT = """
 name = "pipelines"
 output = "{place}/out"
@@ -40,44 +42,6 @@ holdout_pairs = 40_000
 [align]
 steps = 1
 """
-CHECKPOINTS = """
-name = "checkpoints"
-output = "{models}/out"
-[corpus]
-source = "sample"
-train_pairs = 2_000
-holdout_pairs = 200
-[instructions]
-source = "sample"
-train = 600
-validation = 20
-[models]
-encoder = "{models}/encoder"
-decoder = "{models}/decoder"
-[align]
-steps = 100
-queue = 32_768
-learning_rate = {rate}
-validate_every = 0
-checkpoint_every = {every_a}
-checkpoint_minutes = 0
-[instruct]
-steps = 12
-batch = 4
-usage_every = 0
-learning_rate = {rate}
-validate_every = 0
-checkpoint_every = {every_b}
-checkpoint_minutes = 0
-[evaluate]
-benchmark_pairs = 64
-answers = 1
-max_answer_tokens = 1
-"""
-
-
-def put(**line):
-    print(json.dumps(line), flush=True)
 
 
 def peak_mib(process):
@@ -181,8 +145,8 @@ def checkpoints(options):
     every = {"without": (0, 0), "with": (10, 3)}
     for number in range(2 * options.rounds + 1):
         place, kind = pathlib.Path(tempfile.mkdtemp(prefix="llink-pipelines-")), ("with", "without")[number % 2]
-        rate, (every_a, every_b) = 1e-3 * (1 + time.time() % 1e6 / 1e12), every[kind]
-        run = Run(options.llink, place, CHECKPOINTS.format(models=options.folder, rate=rate, every_a=every_a, every_b=every_b), 1, end_of("instruct"))
+        text = job(options.folder, 1e-3 * (1 + time.time() % 1e6 / 1e12), a_steps=100, b_steps=12, queue=32_768, checkpoint_every=every[kind])
+        run = Run(options.llink, place, text, 1, end_of("instruct"))
         for stage, steps, made in (("align", 100, 9), ("instruct", 12, 3)):
             began, ended = run.stages()[stage]
             seconds = (ended - began) / 1e3

@@ -39,7 +39,7 @@ else:
 """
 JOB = """
 name = "scaling"
-output = "{place}/out"
+output = "{models}/out"
 [corpus]
 source = "sample"
 train_pairs = 2_000
@@ -53,9 +53,11 @@ encoder = "{models}/encoder"
 decoder = "{models}/decoder"
 [align]
 steps = {a_steps}
-queue = 2_048
+queue = {queue}
 learning_rate = {rate}
 validate_every = 0
+checkpoint_every = {every_a}
+checkpoint_minutes = 0
 min_ranks = {ranks}
 max_ranks = {ranks}
 [instruct]
@@ -64,6 +66,8 @@ batch = 4
 usage_every = 0
 learning_rate = {rate}
 validate_every = 0
+checkpoint_every = {every_b}
+checkpoint_minutes = 0
 min_ranks = {ranks}
 max_ranks = {ranks}
 [evaluate]
@@ -84,6 +88,12 @@ steps = 1
 [evaluate]
 benchmark_pairs = 64
 """
+
+
+def job(models, rate, a_steps, b_steps, ranks=1, queue=2_048, checkpoint_every=(0, 0)):
+    """A job that trains both stages on the models of a folder. Another learning rate makes another training."""
+    every_a, every_b = checkpoint_every
+    return JOB.format(models=models, rate=rate, a_steps=a_steps, b_steps=b_steps, ranks=ranks, queue=queue, every_a=every_a, every_b=every_b)
 
 
 def many(number, word):
@@ -180,11 +190,11 @@ def train(options):
             continue
         with Network(ranks + 1, int(megabits), delay) as network:
             bandwidth, latency = reached(network)
-            began, cluster, job = time.time(), Cluster(options.llink, place, network, options.share), place / "job.toml"
-            text = JOB.format(place=options.folder, models=options.folder, ranks=ranks, rate=1e-3 * (1 + time.time() % 1e6 / 1e12),
-                              a_steps=2 if options.stage == "instruct" else 4 if megabits < 1000 else 12, b_steps=3)
-            job.write_text(text if options.stage == "instruct" else re.sub(r"\[instruct\].*(?=\[evaluate)", "", text, flags=re.S))
-            cluster.client("submit", job, "--detach")
+            began, cluster, file = time.time(), Cluster(options.llink, place, network, options.share), place / "job.toml"
+            a_steps = 2 if options.stage == "instruct" else 4 if megabits < 1000 else 12
+            text = job(options.folder, 1e-3 * (1 + time.time() % 1e6 / 1e12), a_steps, b_steps=3, ranks=ranks)
+            file.write_text(text if options.stage == "instruct" else re.sub(r"\[instruct\].*(?=\[evaluate)", "", text, flags=re.S))
+            cluster.client("submit", file, "--detach")
             step = trained(options.folder, options.stage, began)
             alone = step["total"] if ranks == 1 else alone
             predicted = step_seconds(options.stage, alone, ranks, network.rate * PAYLOAD, latency)
@@ -197,9 +207,9 @@ def embed(options):
     place = pathlib.Path(tempfile.mkdtemp(prefix="llink-scaling-"))
     for workers in options.ranks:
         with Network(workers + 1, 1_000, 0.1) as network:
-            job, cluster = place / "job.toml", Cluster(options.llink, place, network, options.share)
-            job.write_text(EMBED.format(place=place, workers=workers))
-            cluster.client("submit", job)
+            file, cluster = place / "job.toml", Cluster(options.llink, place, network, options.share)
+            file.write_text(EMBED.format(place=place, workers=workers))
+            cluster.client("submit", file)
             [report] = glob.glob(f"{place}/out-{workers}/report.json")
         [seconds] = [stage["seconds"] for stage in json.loads(open(report).read())["stages"] if stage["stage"] == "embed"]
         put(table="scaling-embed", row="embed", column=many(workers, "worker"), seconds=seconds, workers=workers, share=options.share)
@@ -221,7 +231,7 @@ def models(options):
         (options.folder / name / "model.safetensors").unlink()
         model(rows).save_pretrained(options.folder / name)
     # What all trainings share is computed once, by all cores.
-    (place / "job.toml").write_text(JOB.format(place=options.folder, models=options.folder, ranks=1, rate=1e-3, a_steps=1, b_steps=1))
+    (place / "job.toml").write_text(job(options.folder, 1e-3, a_steps=1, b_steps=1))
     subprocess.run([options.llink, "submit", place / "job.toml", "--state", place / "state-2", "--workers", "1"], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(place)
 
@@ -271,4 +281,5 @@ def main():
             group.rmdir()
 
 
-main()
+if __name__ == "__main__":
+    main()

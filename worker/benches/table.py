@@ -37,8 +37,8 @@ SHAPES = [(1024, 768, 3072), (1024, 2048, 8192), (64, 2048, 8192)]
 PER_CYCLE = {"bf16": [("amx_bf16", 2048), ("avx512_bf16", 128)], "f32": [("avx512f", 64), ("fma", 32)]}
 
 
-def last_line(command):
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+def last_line(command, **options):
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.splitlines()[-1])
 
 
 def bench():

@@ -5,7 +5,9 @@
 SPEED is the program of `cargo bench --bench speed`, and DIR holds `tokenizer.json` and `texts.txt`. Both take 4,096 texts at once, and
 both end with lists of ids. `worker/benches/table.py write` makes the table.
 """
-import json, os, pathlib, subprocess, sys, time
+import json, os, pathlib, sys, time
+
+from table import last_line
 
 
 def peer(folder):
@@ -27,7 +29,7 @@ def run(speed, folder, rounds=3):
             tokens = set()
             for column, command in commands.items():
                 environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-                found = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+                found = last_line(command, env=environment)
                 tokens.add(found["tokens"])
                 print(json.dumps({**found, "table": "tokenize", "row": str(threads), "column": column}), flush=True)
             if len(tokens) > 1:
