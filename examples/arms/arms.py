@@ -4,7 +4,7 @@
     python3 arms.py sample.toml --seeds 7 8 9
 
 An arm is the job file with further keys in `[instruct]`. All arms of a seed share the stages before Stage B. The table has the
-mean over the seeds, and the largest difference from it.
+mean over the seeds, and the largest difference from it. A second table has the retrieval of the first arm.
 """
 
 import argparse
@@ -22,8 +22,11 @@ ARMS = {
     "windows + numbers": "windows = 8\nnumbers = true\n",
     "sentences": "sentences = 3\n",
     "direct": 'mode = "direct"\n',
+    "no usage contrast": "usage_every = 0\n",
 }
+USUAL = [arm for arm in ARMS if arm not in ("sentences", "no usage contrast")]
 COLUMNS = ["exact", "numbers right", "names kept", "chrF", "held-out loss"]
+RETRIEVAL = {"R@1": "r1", "R@10": "r10", "MRR": "mrr", "mean rank": "mean_rank"}
 TITLES = {"direct": "direct fine-tuning", "base": "the base decoder"}
 
 
@@ -44,7 +47,7 @@ def lines(path):
 
 
 def run(llink, base, arm, seed):
-    """Runs one arm and returns a row for each way to answer that it has."""
+    """Runs one arm. Returns a row for each way to answer that it has, its retrieval, and the decoder's tokens of a sentence."""
     text, count = re.subn(r"(?m)^seed = .*$", f"seed = {seed}", base.read_text(encoding="utf-8"))
     text, sections = re.subn(r"(?m)^\[instruct\]$", f"[instruct]\n{ARMS[arm]}", text)
     if (count, sections) != (1, 1):
@@ -70,7 +73,8 @@ def run(llink, base, arm, seed):
         row = [figures["exact"], figures["numbers"], names_kept(answers, way), figures["chrf"], loss]
         rows[f"{arm}, zeroed" if way == "zeroed" else TITLES.get(way, arm)] = row
     print(f"seed {seed}: {rows}", file=sys.stderr)
-    return rows
+    evaluated = json.loads((folders["evaluate"] / "report.json").read_text(encoding="utf-8"))
+    return rows, evaluated["retrieval"], [evaluated["figures"][f"decoder_tokens.{side}"] for side in ("english", "foreign")]
 
 
 def cell(values):
@@ -81,23 +85,36 @@ def cell(values):
     return f"{mean:.3f}{spread}"
 
 
+def table(title, columns, found):
+    """Prints rows of a value for each column and seed."""
+    print(f"\n| {title} | {' | '.join(columns)} |\n|{' --- |' * (title.count('|') + 1 + len(columns))}")
+    for name, rows in found.items():
+        print(f"| {name} | {' | '.join(cell(column) for column in zip(*rows.values()))} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=USUAL)
     parser.add_argument("--llink", default="llink-coord")
     options = parser.parse_args()
-    found = {}
+    found, retrieval, tokens = {}, {}, []
     for seed in options.seeds:
         for arm in options.arms:
-            for name, row in run(options.llink, options.job, arm, seed).items():
-                rows = found.setdefault(name, {})
-                rows[seed] = row  # all arms of a seed have the same base decoder
-    seeds = ", ".join(map(str, options.seeds))
-    print(f"| seeds {seeds} | {' | '.join(COLUMNS)} |\n| --- | {' | '.join('---' for _ in COLUMNS)} |")
-    for name, rows in found.items():
-        print(f"| {name} | {' | '.join(cell(column) for column in zip(*rows.values()))} |")
+            rows, ranked, spent = run(options.llink, options.job, arm, seed)
+            for name, row in rows.items():
+                found.setdefault(name, {})[seed] = row  # all arms of a seed have the same base decoder
+            if arm == options.arms[0]:
+                tokens.append(spent)
+                for row in ranked:
+                    values = [row[column] for column in RETRIEVAL.values()]
+                    retrieval.setdefault(" | ".join([row["retriever"].replace("_", " "), row["metric"]]), {})[seed] = values
+    seeds = f"seeds {', '.join(map(str, options.seeds))}"
+    table(seeds, COLUMNS, found)
+    table(f"{seeds}: retrieval | metric", list(RETRIEVAL), retrieval)
+    english, foreign = map(statistics.fmean, zip(*tokens))
+    print(f"\nThe decoder's tokenizer spends {foreign:.1f} tokens on a foreign sentence and {english:.1f} on its English translation.")
 
 
 main()
