@@ -42,6 +42,16 @@ impl Bench {
     fn file(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join("align/k/checkpoints").join(name)
     }
+
+    /// Writes a checkpoint after every ten steps, one for each score, and returns the writer.
+    fn written(&self, kept: usize, scores: &[Option<f64>]) -> CheckpointWriter {
+        let mut writer = CheckpointWriter::new(self.checkpoints(1, kept), None);
+        for (score, first) in scores.iter().zip((0..).step_by(10)) {
+            writer.save(save(first..first + 10, *score)).unwrap();
+        }
+        writer.wait().unwrap();
+        writer
+    }
 }
 
 fn save(steps: std::ops::Range<u64>, score: Option<f64>) -> Save {
@@ -68,13 +78,8 @@ fn save(steps: std::ops::Range<u64>, score: Option<f64>) -> Save {
 fn the_newest_is_found_with_its_metrics_and_the_newest_and_the_best_are_kept() {
     let bench = Bench::new();
     assert!(bench.checkpoints(1, 2).newest().unwrap().0.is_none());
-    let writer = CheckpointWriter::start(bench.checkpoints(1, 2), None);
-    for (steps, score) in [(0..10, Some(3.0)), (10..20, Some(1.0)), (20..30, Some(2.0)), (30..40, None)] {
-        writer.save(save(steps, score)).unwrap();
-    }
-    writer.wait().unwrap();
+    let writer = bench.written(2, &[Some(3.0), Some(1.0), Some(2.0), None]);
     assert_eq!(writer.newest().unwrap().steps, 40);
-    drop(writer);
     let manifests: Vec<String> =
         bench.files().into_iter().filter(|f| f.starts_with("step-") && f.ends_with(".json")).collect();
     let expected = ["000000020", "000000030", "000000040"].map(|s| format!("step-{s}-generation-000001.json"));
@@ -106,11 +111,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
     ];
     for (said, damage) in damages {
         let bench = Bench::new();
-        let writer = CheckpointWriter::start(bench.checkpoints(1, 3), None);
-        for steps in [0..10, 10..20, 20..30] {
-            writer.save(save(steps, None)).unwrap();
-        }
-        drop(writer);
+        bench.written(3, &[None; 3]);
         damage(&bench.file(&name(30, "safetensors")), &bench.file(&name(30, "json")));
         let (restored, warnings) = bench.checkpoints(2, 3).newest().unwrap();
         assert_eq!(restored.unwrap().manifest.steps, 20, "{said}");
@@ -124,10 +125,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
 #[test]
 fn metrics_that_are_lost_cost_no_state_and_are_said_to_be() {
     let bench = Bench::new();
-    let writer = CheckpointWriter::start(bench.checkpoints(1, 3), None);
-    writer.save(save(0..10, None)).unwrap();
-    writer.save(save(10..20, None)).unwrap();
-    drop(writer);
+    bench.written(3, &[None; 2]);
     let metrics = bench.folder.path().join("align/k/metrics/steps-000000000-000000009-generation-000001.jsonl");
     std::fs::remove_file(metrics).unwrap();
     let checkpoints = bench.checkpoints(2, 3);
@@ -144,9 +142,7 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
     let blocked = bench.folder.path().join("align/k/checkpoints");
     std::fs::create_dir_all(blocked.parent().unwrap()).unwrap();
     std::fs::write(&blocked, b"a file where the folder should be").unwrap();
-    let writer = CheckpointWriter::start(bench.checkpoints(1, 3), None);
-    writer.save(save(0..10, None)).unwrap();
-    writer.wait().unwrap();
+    let mut writer = bench.written(3, &[None]);
     assert!(writer.failure().is_some() && writer.newest().is_none());
     // The store works again, and no metrics are missing.
     std::fs::remove_file(&blocked).unwrap();
@@ -170,16 +166,14 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
 #[test]
 fn an_attempt_that_writes_apart_goes_on_from_the_checkpoints_before_it_and_leaves_them_alone() {
     let bench = Bench::new();
-    let writer = CheckpointWriter::start(bench.checkpoints(1, 1), None);
-    writer.save(save(0..20, None)).unwrap();
-    writer.wait().unwrap();
+    bench.written(1, &[None; 2]);
     let files = bench.files();
     let apart = || bench.checkpoints_in("align/k/attempt-2", 1, 1);
     let (restored, warnings) = apart().newest().unwrap();
     let restored = restored.unwrap();
     assert_eq!((restored.manifest.steps, warnings.len()), (20, 0));
     assert_eq!(apart().load(20, 1).unwrap().state, restored.state, "every rank finds the same one");
-    let writer = CheckpointWriter::start(apart(), Some(&restored.manifest));
+    let mut writer = CheckpointWriter::new(apart(), Some(restored.manifest));
     for steps in [20..30, 30..40] {
         writer.save(save(steps, None)).unwrap();
     }

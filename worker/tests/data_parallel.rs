@@ -2,19 +2,18 @@
 //! loses a member ends with errors.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod place;
+mod common;
 
-use std::net::TcpListener;
 use std::ops::ControlFlow;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
+use common::gang::on_ring;
+use common::{assert_refused, on_cpu, tensors};
 use half::f16;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::{AlignSettings, Metric};
-use llink_worker::Error;
-use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::collective::{Collective, Solo};
 use llink_worker::llink::statistics::{Statistics, StatisticsFit};
 use llink_worker::models::Backend;
 use llink_worker::numerics::random::{mix, uniform};
@@ -22,8 +21,9 @@ use llink_worker::train::align::data::AlignData;
 use llink_worker::train::align::options::AlignOptions;
 use llink_worker::train::align::state::AlignState;
 use llink_worker::train::align::{AlignOutcome, AlignRun, align};
-use llink_worker::train::observer::each;
+use llink_worker::train::observer::{Snapshot, each};
 use llink_worker::train::step_record::StepRecord;
+use llink_worker::{Error, Result};
 
 const PAIRS: usize = 600;
 
@@ -115,48 +115,51 @@ impl Training {
         Self { micro_batch: Some(micro_batch), ..Self::default() }
     }
 
-    /// Trains without a checkpoint, and returns each step's record.
     fn run(&self, options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
-        let (mut records, data) = (Vec::new(), data());
-        let mut options = options.clone();
+        let (data, mut options) = (data(), options.clone());
         options.settings.micro_batch = self.micro_batch;
         let work = AlignRun { statistics: &self.statistics, ..run(&options, &data, &self.backend, None) };
-        let mut watch = each(|record, _| {
-            records.push(record.clone());
-            Ok(ControlFlow::Continue(()))
-        });
-        let outcome = align(work, collective, &mut watch).unwrap();
+        let (records, _, outcome) = observed(work, collective, |_| false);
         (records, outcome)
     }
 }
 
-fn on_cpu() -> Backend {
-    Backend::new(&Device::Cpu, DType::F32)
+/// Trains, and returns each step's record, the checkpoint after each of the steps that are `saved`, and the outcome.
+fn observed(
+    work: AlignRun<'_>,
+    collective: &mut dyn Collective,
+    saved: impl Fn(u64) -> bool,
+) -> (Vec<StepRecord>, Vec<Vec<u8>>, AlignOutcome) {
+    let (mut records, mut checkpoints) = (Vec::new(), Vec::new());
+    let mut watch = each(|record, snapshot| {
+        records.push(record.clone());
+        if saved(record.step) {
+            checkpoints.push(snapshot()?);
+        }
+        Ok(ControlFlow::Continue(()))
+    });
+    let outcome = align(work, collective, &mut watch).unwrap();
+    (records, checkpoints, outcome)
 }
 
-fn grad_norm(record: &StepRecord) -> f64 {
-    record.number("grad_norm").unwrap()
+fn proceed(_: &StepRecord, _: Snapshot<'_>) -> Result<ControlFlow<()>> {
+    Ok(ControlFlow::Continue(()))
 }
 
-fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
-    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    thread::scope(|scope| {
-        let rank = |(rank, listener): (usize, TcpListener)| {
-            let options = RingOptions {
-                rank,
-                addresses: addresses.clone(),
-                generation: 3,
-                secret: b"of this gang".to_vec(),
-                sealed: false,
-                timeout,
-            };
-            let work = &work;
-            scope.spawn(move || work(&mut Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
-        };
-        let ranks: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+fn state(checkpoint: &[u8]) -> AlignState {
+    AlignState::from_safetensors("checkpoint", checkpoint).unwrap()
+}
+
+/// Returns the largest difference of two runs' losses.
+fn apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a.loss() - b.loss()).abs()).fold(0.0, f64::max)
+}
+
+/// Returns the largest relative difference of two runs' gradient norms.
+fn norms_apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
+    let norm = |record: &StepRecord| record.number("grad_norm").unwrap();
+    a.iter().zip(b).map(|(a, b)| (norm(a) / norm(b) - 1.0).abs()).fold(0.0, f64::max)
 }
 
 #[test]
@@ -171,7 +174,7 @@ fn composed_operations_take_the_steps_of_fused_ones_in_a_fitted_metric() {
 
 /// Returns a training in the form of GPUs.
 fn composed(dtype: DType) -> Training {
-    Training { backend: place::tensors(dtype), ..Training::default() }
+    Training { backend: tensors(dtype), ..Training::default() }
 }
 
 fn composed_follows_fused(statistics: &Statistics) {
@@ -179,14 +182,9 @@ fn composed_follows_fused(statistics: &Statistics) {
     let fused = Training::in_metric(statistics);
     let (expected, _) = fused.run(&options, &mut Solo::default());
     for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
-        let (mut worst, mut worst_norm) = (0.0_f64, 0.0_f64);
         let training = Training { statistics: statistics.clone(), ..composed(dtype) };
         let (found, _) = training.run(&options, &mut Solo::default());
-        assert_eq!(found.len(), expected.len());
-        for (a, b) in found.iter().zip(&expected) {
-            worst = worst.max((a.loss() - b.loss()).abs());
-            worst_norm = worst_norm.max((grad_norm(a) / grad_norm(b) - 1.0).abs());
-        }
+        let (worst, worst_norm) = (apart(&found, &expected), norms_apart(&found, &expected));
         println!("{dtype:?}: losses within {worst:.1e}, gradient norms within {worst_norm:.1e}");
         assert!(worst < of_loss && worst_norm < of_norm, "{dtype:?}: {worst:.1e} {worst_norm:.1e}");
     }
@@ -200,9 +198,7 @@ fn ranks_that_compose_their_operations_see_the_losses_of_one() {
         let (alone, _) = training.run(&options, &mut Solo::default());
         for world_size in [2, 4] {
             for (records, _) in on_ring(world_size, Duration::from_secs(60), |ring| training.run(&options, ring)) {
-                for (single, shared) in alone.iter().zip(&records) {
-                    assert!((single.loss() - shared.loss()).abs() < 1e-4, "step {}", single.step);
-                }
+                assert!(apart(&alone, &records) < 1e-4, "{world_size} ranks");
             }
         }
     }
@@ -210,35 +206,26 @@ fn ranks_that_compose_their_operations_see_the_losses_of_one() {
 
 #[test]
 fn any_number_of_ranks_sees_the_same_losses() {
-    ranks_follow_one(&NOTHING, 1e-4);
+    ranks_follow_one(&NOTHING);
 }
 
 #[test]
 fn any_number_of_ranks_sees_the_same_losses_in_a_fitted_metric() {
-    ranks_follow_one(&sharp(), 1e-4);
+    ranks_follow_one(&sharp());
 }
 
-/// Checks that the losses of several ranks are within `tolerance` of those of one.
-fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
+fn ranks_follow_one(statistics: &Statistics) {
     let training = Training::in_metric(statistics);
     let train = |collective: &mut dyn Collective| training.run(&options(), collective);
     let (alone, _) = train(&mut Solo::default());
     assert_eq!(alone.len(), 200);
-    assert!(
-        alone[199].loss() < 0.6 * alone[0].loss(),
-        "nothing was learned: {} to {}",
-        alone[0].loss(),
-        alone[199].loss()
-    );
+    let (first, last) = (alone[0].loss(), alone[199].loss());
+    assert!(last < 0.6 * first, "nothing was learned: {first} to {last}");
     for world_size in [2, 3, 4] {
-        let ranks = on_ring(world_size, Duration::from_secs(30), |ring| train(ring));
-        let mut worst = 0.0_f64;
-        for (single, shared) in alone.iter().zip(&ranks[0].0) {
-            worst = worst.max((single.loss() - shared.loss()).abs());
-            assert!((single.loss() - shared.loss()).abs() < tolerance, "step {}: {single:?} {shared:?}", single.step);
-            assert!((grad_norm(single) / grad_norm(shared) - 1.0).abs() < 1e-2);
-        }
+        let ranks = on_ring(world_size, Duration::from_secs(30), train);
+        let worst = apart(&alone, &ranks[0].0);
         println!("{world_size} ranks: losses within {worst:.1e} over {} steps", alone.len());
+        assert!(worst < 1e-4 && norms_apart(&alone, &ranks[0].0) < 1e-2, "{world_size} ranks: {worst}");
         for (_, outcome) in &ranks[1..] {
             assert_eq!(outcome.projector, ranks[0].1.projector, "ranks end with different weights");
         }
@@ -249,17 +236,13 @@ fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
 fn accumulating_over_micro_batches_changes_nothing_but_memory() {
     let (whole, _) = Training::default().run(&options(), &mut Solo::default());
     let compare = |cut: &[StepRecord], how: &str| {
-        let mut worst = 0.0_f64;
-        for (whole, cut) in whole.iter().zip(cut) {
-            worst = worst.max((whole.loss() - cut.loss()).abs());
-            assert!(worst < 1e-4, "{how}, step {}: {whole:?} {cut:?}", cut.step);
-        }
+        let worst = apart(&whole, cut);
         println!("{how}: losses within {worst:.1e} over {} steps", cut.len());
+        assert!(worst < 1e-4, "{how}: {worst}");
     };
     // The sizes divide the rows evenly, unevenly, one by one, and not at all.
     for micro_batch in [10, 7, 1, 1000] {
         let (cut, _) = Training::in_pieces(micro_batch).run(&options(), &mut Solo::default());
-        assert_eq!(cut.len(), whole.len());
         compare(&cut, &format!("micro-batches of {micro_batch}"));
     }
     let ranks = on_ring(2, Duration::from_secs(30), |ring| Training::in_pieces(8).run(&options(), ring));
@@ -277,44 +260,28 @@ fn ranks_without_rows_take_part() {
     let options = with(|settings| (settings.batch, settings.steps) = (2, 5));
     let (alone, _) = Training::default().run(&options, &mut Solo::default());
     let ranks = on_ring(3, Duration::from_secs(30), |ring| Training::default().run(&options, ring));
-    for (single, shared) in alone.iter().zip(&ranks[0].0) {
-        assert!((single.loss() - shared.loss()).abs() < 1e-4, "{single:?} {shared:?}");
-    }
+    assert!(apart(&alone, &ranks[0].0) < 1e-4, "{alone:?} {:?}", ranks[0].0);
 }
 
 #[test]
 fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
-    for statistics in [NOTHING, sharp()] {
-        resumes_with_the_same_bits(&statistics);
-    }
-}
-
-fn resumes_with_the_same_bits(statistics: &Statistics) {
     let options = with(|settings| settings.steps = 40);
-    let mut checkpoints = Vec::new();
     let (data, backend) = (data(), on_cpu());
-    let run = |resume| AlignRun { statistics, ..run(&options, &data, &backend, resume) };
-    let mut watch = each(|_, snapshot| {
-        checkpoints.push(snapshot()?);
-        Ok(ControlFlow::Continue(()))
-    });
-    let whole = align(run(None), &mut Solo::default(), &mut watch).unwrap();
-    assert_eq!((whole.next_step, checkpoints.len()), (40, 40));
-    for step in [0, 3, 11, 38, 39] {
-        let state = AlignState::from_safetensors("checkpoint", &checkpoints[step]).unwrap();
-        assert_eq!(state.step, step as u64 + 1);
-        let mut last = None;
-        let mut watch = each(|_, snapshot| {
-            last = Some(snapshot()?);
-            Ok(ControlFlow::Continue(()))
-        });
-        assert_eq!(state.statistics, *statistics);
-        let resumed = align(run(Some(state)), &mut Solo::default(), &mut watch);
-        assert_eq!(resumed.unwrap().projector, whole.projector, "from step {step}");
-        // The last checkpoints are the same file, so moments, queue and cursor are equal too.
-        if let Some(last) = last {
-            let state = |bytes: &[u8]| AlignState::from_safetensors("checkpoint", bytes).unwrap();
-            assert_eq!(state(&last), state(checkpoints.last().unwrap()), "from step {step}");
+    for statistics in &[NOTHING, sharp()] {
+        let train = |resume| {
+            let work = AlignRun { statistics, ..run(&options, &data, &backend, resume) };
+            observed(work, &mut Solo::default(), |_| true)
+        };
+        let (_, checkpoints, whole) = train(None);
+        assert_eq!((whole.next_step, checkpoints.len()), (40, 40));
+        for step in [0, 3, 11, 38, 39] {
+            let from = state(&checkpoints[step]);
+            assert_eq!((from.step, &from.statistics), (step as u64 + 1, statistics));
+            let (_, after, resumed) = train(Some(from));
+            assert_eq!(resumed.projector, whole.projector, "from step {step}");
+            // The last checkpoints are the same file, so moments, queue and cursor are equal too.
+            let last = after.last().unwrap_or(&checkpoints[39]);
+            assert_eq!(state(last), state(&checkpoints[39]), "from step {step}");
         }
     }
 }
@@ -322,57 +289,34 @@ fn resumes_with_the_same_bits(statistics: &Statistics) {
 #[test]
 fn a_run_may_go_on_with_another_number_of_ranks() {
     let options = with(|settings| settings.steps = 60);
-    let mut checkpoint = Vec::new();
-    let mut losses: Vec<f64> = Vec::new();
-    let data = data();
-    let mut watch = each(|record, snapshot| {
-        if record.step == 29 {
-            checkpoint = snapshot()?;
-        }
-        losses.push(record.loss());
-        Ok(ControlFlow::Continue(()))
-    });
-    align(run(&options, &data, &on_cpu(), None), &mut Solo::default(), &mut watch).unwrap();
+    let (data, backend) = (data(), on_cpu());
+    let whole = run(&options, &data, &backend, None);
+    let (alone, checkpoints, _) = observed(whole, &mut Solo::default(), |step| step == 29);
     let ranks = on_ring(3, Duration::from_secs(30), |ring| {
-        let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
-        let mut losses = Vec::new();
-        let mut watch = each(|record, _| {
-            losses.push(record.loss());
-            Ok(ControlFlow::Continue(()))
-        });
-        align(run(&options, &data, &on_cpu(), Some(state)), ring, &mut watch).unwrap();
-        losses
+        observed(run(&options, &data, &backend, Some(state(&checkpoints[0]))), ring, |_| false).0
     });
-    let resumed: &Vec<f64> = &ranks[0];
-    assert_eq!(resumed.len(), 30);
-    for (a, b) in losses[30..].iter().zip(resumed) {
-        assert!((a - b).abs() < 1e-4, "{a} {b}");
-    }
+    assert!(apart(&alone[30..], &ranks[0]) < 1e-4);
 }
 
 #[test]
 fn a_checkpoint_of_another_training_is_refused_by_name() {
     let options = with(|settings| settings.steps = 2);
     let mut checkpoint = Vec::new();
-    let data = data();
+    let (data, backend) = (data(), on_cpu());
     let mut watch = each(|_, snapshot| {
         checkpoint = snapshot()?;
         Ok(ControlFlow::Break(()))
     });
-    let outcome = align(run(&options, &data, &on_cpu(), None), &mut Solo::default(), &mut watch);
+    let outcome = align(run(&options, &data, &backend, None), &mut Solo::default(), &mut watch);
     assert_eq!(outcome.unwrap().next_step, 1, "the observer ended it after one step");
+    let refused = |work: AlignRun<'_>, words: &[&str]| {
+        assert_refused(align(work, &mut Solo::default(), &mut each(proceed)), words);
+    };
     let other = with(|settings| (settings.steps, settings.weight_decay) = (2, 0.2));
-    let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
-    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let text =
-        align(run(&other, &data, &on_cpu(), Some(state)), &mut Solo::default(), proceed).unwrap_err().to_string();
-    assert!(text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"), "{text}");
-    let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
-    let (fitted, backend) = (sharp(), on_cpu());
-    let work = AlignRun { statistics: &fitted, ..run(&state.options, &data, &backend, Some(state.clone())) };
-    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let text = align(work, &mut Solo::default(), proceed).unwrap_err().to_string();
-    assert!(text.contains("other statistics"), "{text}");
+    let (from, fitted) = (state(&checkpoint), sharp());
+    refused(run(&other, &data, &backend, Some(from.clone())), &["weight_decay", "0.05", "0.2"]);
+    let work = AlignRun { statistics: &fitted, ..run(&from.options, &data, &backend, Some(from.clone())) };
+    refused(work, &["other statistics"]);
     let broken = AlignState::from_safetensors("checkpoint", &checkpoint[..checkpoint.len() / 2]).unwrap_err();
     assert!(broken.to_string().starts_with("checkpoint: "), "{broken}");
 }
@@ -381,8 +325,7 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
 fn ranks_that_start_from_different_places_are_refused() {
     let errors = on_ring(2, Duration::from_secs(30), |ring| {
         let options = AlignOptions { seed: 17 + ring.rank() as u64, ..options() };
-        let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-        align(run(&options, &data(), &on_cpu(), None), ring, proceed).unwrap_err().to_string()
+        align(run(&options, &data(), &on_cpu(), None), ring, &mut each(proceed)).unwrap_err().to_string()
     });
     assert!(errors.iter().all(|text| text.contains("different weights")), "{errors:?}");
 }
@@ -416,8 +359,8 @@ fn numbers_that_run_away_are_named_with_step_and_pairs() {
         settings.warmup_steps = 0;
         settings.dropout = 0.0;
     });
-    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let error = align(run(&options, &data(), &on_cpu(), None), &mut Solo::default(), proceed).unwrap_err();
+    let watch = &mut each(proceed);
+    let error = align(run(&options, &data(), &on_cpu(), None), &mut Solo::default(), watch).unwrap_err();
     let Error::Diverged { step, reason, ids } = &error else { panic!("{error}") };
     assert!((1..5).contains(step), "{error}");
     assert!(reason.contains("and 34 more"), "{reason}");

@@ -1,22 +1,21 @@
 //! Stage B on several ranks trains as on one, and continues from a checkpoint with the same results.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod place;
+mod common;
 
-use std::net::TcpListener;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
+use common::gang::on_ring;
+use common::{assert_refused, fixture, on_cpu, tensors};
 use half::f16;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::InstructSettings;
-use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::collective::{Collective, Solo};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
-use llink_worker::models::Decoder;
+use llink_worker::models::{Backend, Decoder};
 use llink_worker::numerics::random::{mix, uniform};
 use llink_worker::train::instruct::data::InstructData;
 use llink_worker::train::instruct::options::{InstructArm, InstructOptions};
@@ -25,18 +24,17 @@ use llink_worker::train::instruct::{InstructRun, InstructTrained, instruct};
 use llink_worker::train::observer::each;
 use llink_worker::train::step_record::StepRecord;
 
+const TIMEOUT: Duration = Duration::from_secs(60);
 const ROWS: usize = 60;
 const ENCODER_WIDTH: usize = 24;
 const TASKS: [&str; 3] = ["Translate to English:", "Say in short what this says:", "What is it about?"];
 
-fn decoder() -> Decoder {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
-    Decoder::load(Path::new(dir), &Device::Cpu, DType::F32).unwrap()
+fn decoder_on(backend: &Backend) -> Decoder {
+    Decoder::load_on(&fixture("golden/seed8/decoder"), backend).unwrap()
 }
 
-fn decoder_in_tensors(dtype: DType) -> Decoder {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
-    Decoder::load_on(Path::new(dir), &place::tensors(dtype)).unwrap()
+fn decoder() -> Decoder {
+    decoder_on(&on_cpu())
 }
 
 /// Returns instructions whose answers differ in length, with random vectors.
@@ -85,19 +83,17 @@ fn kinds() -> [InstructOptions; 3] {
     [options(InstructArm::Slots), moving, options(InstructArm::Direct)]
 }
 
-/// Trains until `until` steps are done. Returns every step's record, the trained parts, and the last snapshot.
-fn train(
-    options: &InstructOptions,
-    token_budget: u32,
-    until: u64,
+fn run<'a>(
+    options: &'a InstructOptions,
+    decoder: &'a Decoder,
+    data: &'a InstructData,
     resume: Option<InstructState>,
-    collective: &mut dyn Collective,
-) -> (Vec<StepRecord>, InstructTrained, Vec<u8>) {
-    train_with(&decoder(), options, token_budget, until, resume, collective)
+) -> InstructRun<'a> {
+    InstructRun { options, decoder, median_norm: 0.8, data, start: None, resume, validation: None }
 }
 
-/// Trains in the same way with another decoder.
-fn train_with(
+/// Trains until `until` steps are done. Returns every step's record, the trained parts, and the last snapshot.
+fn train(
     decoder: &Decoder,
     options: &InstructOptions,
     token_budget: u32,
@@ -108,15 +104,7 @@ fn train_with(
     let data = data(decoder, options);
     let mut options = options.clone();
     options.settings.token_budget = token_budget;
-    let run = InstructRun {
-        options: &options,
-        decoder,
-        median_norm: 0.8,
-        data: &data,
-        start: None,
-        resume,
-        validation: None,
-    };
+    let run = run(&options, decoder, &data, resume);
     let (mut records, mut saved) = (Vec::new(), Vec::new());
     let mut watch = each(|record, snapshot| {
         records.push(record.clone());
@@ -130,32 +118,14 @@ fn train_with(
     (records, trained, saved)
 }
 
-fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
-    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    thread::scope(|scope| {
-        let rank = |(rank, listener): (usize, TcpListener)| {
-            let options = RingOptions {
-                rank,
-                addresses: addresses.clone(),
-                generation: 3,
-                secret: b"of this gang".to_vec(),
-                sealed: false,
-                timeout: Duration::from_secs(60),
-            };
-            let work = &work;
-            scope.spawn(move || work(&mut Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
-        };
-        let ranks: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
-}
-
 /// Returns the largest difference of two runs' losses.
 fn apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let gaps = a.iter().zip(b).map(|(a, b)| (a.loss() - b.loss()).abs());
-    gaps.fold(0.0, f64::max)
+    a.iter().zip(b).map(|(a, b)| (a.loss() - b.loss()).abs()).fold(0.0, f64::max)
+}
+
+fn equal(a: &InstructTrained, b: &InstructTrained) -> bool {
+    a.adapter == b.adapter && a.expander == b.expander && a.projector == b.projector
 }
 
 #[test]
@@ -167,24 +137,18 @@ fn any_number_of_ranks_sees_the_same_losses() {
 }
 
 fn ranks_see_the_same_losses(options: &InstructOptions) {
-    let (alone, trained, _) = train(options, u32::MAX, 30, None, &mut Solo::default());
+    let (alone, trained, _) = train(&decoder(), options, u32::MAX, 30, None, &mut Solo::default());
     assert_eq!(alone.len(), 30);
     let (first, last) = (alone[0].loss(), alone[29].loss());
     assert!(last < 0.8 * first, "nothing was learned: {first} to {last}");
     for world_size in [2, 4] {
-        let ranks = on_ring(world_size, |ring| train(options, u32::MAX, 30, None, ring));
+        let ranks = on_ring(world_size, TIMEOUT, |ring| train(&decoder(), options, u32::MAX, 30, None, ring));
         let worst = apart(&alone, &ranks[0].0);
         println!("{world_size} ranks: losses within {worst:.1e}");
         assert!(worst < 1e-4, "{world_size} ranks differ from one by {worst}");
-        for (_, other, _) in &ranks[1..] {
-            assert!(
-                other.adapter == ranks[0].1.adapter
-                    && other.expander == ranks[0].1.expander
-                    && other.projector == ranks[0].1.projector
-            );
-        }
+        assert!(ranks.iter().all(|(_, other, _)| equal(other, &ranks[0].1)));
     }
-    let (pieces, in_pieces, _) = train(options, 60, 30, None, &mut Solo::default());
+    let (pieces, in_pieces, _) = train(&decoder(), options, 60, 30, None, &mut Solo::default());
     let worst = apart(&alone, &pieces);
     println!("in several passes: losses within {worst:.1e}");
     assert!(worst < 1e-4, "accumulating gradients changes the losses by {worst}");
@@ -202,12 +166,12 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
 fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
     for options in kinds() {
         let (arm, moves) = (options.arm, options.moves_projector());
-        let (mapped, ..) = train(&options, u32::MAX, 20, None, &mut Solo::default());
+        let (mapped, ..) = train(&decoder(), &options, u32::MAX, 20, None, &mut Solo::default());
         for (dtype, budget, tolerance) in
             [(DType::F32, u32::MAX, 1e-3), (DType::F32, 60, 1e-3), (DType::BF16, 200, 0.15)]
         {
-            let decoder = decoder_in_tensors(dtype);
-            let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
+            let decoder = decoder_on(&tensors(dtype));
+            let (tensors, ..) = train(&decoder, &options, budget, 20, None, &mut Solo::default());
             let worst = apart(&mapped, &tensors);
             println!("{arm:?} {moves} {dtype:?} {budget}: losses within {worst:.1e}");
             assert!(worst < tolerance, "{arm:?} {moves} {dtype:?}: {worst}");
@@ -217,19 +181,18 @@ fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
 
 #[test]
 fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
-    for options in kinds() {
+    for mut options in kinds() {
         let arm = options.arm;
-        let mut options = options;
         options.settings.batch = 3;
-        let (alone, ..) = train(&options, u32::MAX, 10, None, &mut Solo::default());
+        let (alone, ..) = train(&decoder(), &options, u32::MAX, 10, None, &mut Solo::default());
         for world_size in [2, 4] {
             // Of four ranks, the first has no example. Of two ranks, one has a single example, and the other has two
             // passes.
-            let ranks = on_ring(world_size, |ring| train(&options, 30, 10, None, ring));
+            let ranks = on_ring(world_size, TIMEOUT, |ring| train(&decoder(), &options, 30, 10, None, ring));
             for (records, other, _) in &ranks {
                 let worst = apart(&alone, records);
                 assert!(worst < 1e-4, "{arm:?}: {world_size} ranks differ from one by {worst}");
-                assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+                assert!(equal(other, &ranks[0].1));
             }
         }
     }
@@ -239,40 +202,25 @@ fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
 fn a_resumed_run_gives_the_same_bits() {
     for options in kinds() {
         let arm = options.arm;
-        let (whole, trained, _) = train(&options, 100, 30, None, &mut Solo::default());
-        let (before, _, saved) = train(&options, 100, 13, None, &mut Solo::default());
+        let (whole, trained, _) = train(&decoder(), &options, 100, 30, None, &mut Solo::default());
+        let (before, _, saved) = train(&decoder(), &options, 100, 13, None, &mut Solo::default());
         let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
         assert_eq!((before.len(), state.step), (13, 13));
-        let (after, resumed, _) = train(&options, 100, 30, Some(state), &mut Solo::default());
-        assert!(apart(&whole[13..], &after) == 0.0, "{arm:?}");
-        assert!(
-            trained.adapter == resumed.adapter
-                && trained.expander == resumed.expander
-                && trained.projector == resumed.projector,
-            "{arm:?}"
-        );
+        let (after, resumed, _) = train(&decoder(), &options, 100, 30, Some(state), &mut Solo::default());
+        assert!(apart(&whole[13..], &after) == 0.0 && equal(&trained, &resumed), "{arm:?}");
     }
 }
 
 #[test]
 fn a_checkpoint_of_another_training_is_refused() {
     let trained_with = options(InstructArm::Slots);
-    let (_, _, saved) = train(&trained_with, 100, 2, None, &mut Solo::default());
+    let (_, _, saved) = train(&decoder(), &trained_with, 100, 2, None, &mut Solo::default());
     let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
     let mut other = trained_with;
     other.settings.usage_weight = 0.25;
     let decoder = decoder();
     let data = data(&decoder, &other);
-    let run = InstructRun {
-        options: &other,
-        decoder: &decoder,
-        median_norm: 0.8,
-        data: &data,
-        start: None,
-        resume: Some(state),
-        validation: None,
-    };
+    let run = run(&other, &decoder, &data, Some(state));
     let mut watch = each(|_, _| Ok(ControlFlow::Continue(())));
-    let error = instruct(run, &mut Solo::default(), &mut watch).err().unwrap().to_string();
-    assert!(error.contains("usage_weight") && error.contains("0.25"), "{error}");
+    assert_refused(instruct(run, &mut Solo::default(), &mut watch), &["usage_weight", "0.25"]);
 }

@@ -2,8 +2,7 @@
 //! llama.cpp writes it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
-#[path = "../../datasets/tests/support/skip.rs"]
-mod skip;
+mod common;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,10 @@ use std::process::Command;
 use candle_core::quantized::gguf_file::{self, Value as Field};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use common::skip::python_with;
+use common::{assert_close, assert_refused, edit_json, fixture, read_json, told_by};
 use llink_worker::models::{Decoder, fingerprint};
 use serde_json::{Value, json};
-use skip::python_with;
 
 const TEXTS: [&str; 3] =
     ["The fisherman likes 4 small fish at the market today.", "អ្នកនេសាទ 12345 — “don't”", "a  <|eot_id|>\n\n b"];
@@ -34,11 +34,7 @@ const KINDS: [GgmlDType; 11] = [
 ];
 
 fn golden() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder"))
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    fixture("golden/seed8/decoder")
 }
 
 /// The golden decoder as a folder and as a file. The file's matrices have one format, and the folder has their unpacked
@@ -54,17 +50,18 @@ impl Both {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("folder");
         std::fs::create_dir(&folder).unwrap();
-        let mut config = read_json(&golden().join("config.json"));
+        let mut config = read_json(golden().join("config.json"));
         let (heads, kv_heads) = (config["num_attention_heads"].as_u64(), config["num_key_value_heads"].as_u64());
         let (heads, kv_heads) = (heads.unwrap() as usize, kv_heads.unwrap() as usize);
         let weights = candle_core::safetensors::load(golden().join("model.safetensors"), &Device::Cpu).unwrap();
         let (mut unpacked, mut tensors) = (HashMap::new(), Vec::new());
         for (name, tensor) in weights {
-            let reordered = match () {
-                () if name.contains("q_proj") => by_neighbours(&tensor, heads),
-                () if name.contains("k_proj") => by_neighbours(&tensor, kv_heads),
-                () => tensor.clone(),
+            let heads = match name.rsplit('.').nth(1) {
+                Some("q_proj") => Some(heads),
+                Some("k_proj") => Some(kv_heads),
+                _ => None,
             };
+            let reordered = heads.map_or_else(|| tensor.clone(), |heads| by_neighbours(&tensor, heads));
             let fits = tensor.rank() == 2 && tensor.dim(1).unwrap() % kind.block_size() == 0;
             let used = match fits {
                 true => kind,
@@ -73,11 +70,7 @@ impl Both {
             };
             let packed = QTensor::quantize(&reordered, used).unwrap();
             let values = packed.dequantize(&Device::Cpu).unwrap();
-            let values = match () {
-                () if name.contains("q_proj") => by_halves(&values, heads),
-                () if name.contains("k_proj") => by_halves(&values, kv_heads),
-                () => values,
-            };
+            let values = heads.map_or_else(|| values.clone(), |heads| by_halves(&values, heads));
             let exact = [GgmlDType::F32, GgmlDType::F16].contains(&used);
             let values = if exact { values } else { values.to_dtype(DType::BF16).unwrap() };
             unpacked.insert(name.clone(), values);
@@ -88,7 +81,7 @@ impl Both {
         config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 500_000.0});
         std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
         std::fs::copy(golden().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
-        let metadata = metadata(&config, &read_json(&golden().join("tokenizer.json")));
+        let metadata = metadata(&config, &read_json(golden().join("tokenizer.json")));
         Self { dir, metadata, tensors }
     }
 
@@ -108,10 +101,6 @@ impl Both {
 
     fn folder(&self) -> PathBuf {
         self.dir.path().join("folder")
-    }
-
-    fn refused(&self) -> String {
-        load(&self.write()).err().unwrap().to_string()
     }
 }
 
@@ -235,13 +224,11 @@ fn the_factors_of_rotary_frequencies_are_read_from_the_file() {
     both.tensors.push(("rope_freqs.weight".into(), QTensor::quantize(&factors, GgmlDType::F32).unwrap()));
     let halved = logits(&load(&both.write()).unwrap());
     assert_ne!(before, halved);
-    let config_path = both.folder().join("config.json");
-    let mut config = read_json(&config_path);
-    config["rope_parameters"] = json!({
+    let scaling = json!({
         "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 2.0, "low_freq_factor": 1e9, "high_freq_factor": 2e9,
         "original_max_position_embeddings": 1,
     });
-    std::fs::write(&config_path, config.to_string()).unwrap();
+    edit_json(both.folder().join("config.json"), |config| config["rope_parameters"] = scaling);
     let expected = logits(&load(&both.folder()).unwrap());
     let apart = halved.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(apart < 1e-4, "{apart}");
@@ -253,24 +240,21 @@ fn what_cannot_be_read_is_refused_with_its_name() {
     let path = both.write();
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() - 4_000]).unwrap();
-    let error = load(&path).err().unwrap().to_string();
-    assert!(error.contains("cut off") && error.contains("model.gguf"), "{error}");
+    assert_refused(load(&path), &["cut off", "model.gguf"]);
     std::fs::write(&path, b"version https://git-lfs.github.com/spec/v1\n").unwrap();
-    let error = load(&path).err().unwrap().to_string();
-    assert!(error.contains("GGUF"), "{error}");
-    for (key, value, wanted) in [
-        ("general.architecture", "gemma2", "gemma2"),
-        ("llama.rope.scaling.type", "yarn", "yarn"),
-        ("tokenizer.ggml.model", "rwkv", "rwkv"),
-        ("tokenizer.ggml.pre", "klingon", "klingon"),
+    assert_refused(load(&path), &["GGUF"]);
+    for (key, value) in [
+        ("general.architecture", "gemma2"),
+        ("llama.rope.scaling.type", "yarn"),
+        ("tokenizer.ggml.model", "rwkv"),
+        ("tokenizer.ggml.pre", "klingon"),
     ] {
         let mut both = Both::of(GgmlDType::Q8_0);
         both.set(key, Some(Field::String(value.into())));
-        let error = both.refused();
-        assert!(error.contains(wanted) && error.contains("model.gguf"), "{error}");
+        assert_refused(load(&both.write()), &[value, "model.gguf"]);
     }
     both.set("llama.block_count", None);
-    assert!(both.refused().contains("llama.block_count"));
+    assert_refused(load(&both.write()), &["llama.block_count"]);
 }
 
 #[test]
@@ -298,34 +282,14 @@ fn transformers_reads_the_same_logits_from_the_same_file() {
         return;
     };
     for kind in [GgmlDType::Q4_1, GgmlDType::Q4K, GgmlDType::Q6K] {
-        let path = Both::of(kind).keep();
+        let both = Both::of(kind);
+        let path = both.write();
         let decoder = load(&path).unwrap();
         let ids = decoder.tokenize_teacher(&TEXTS[..1]).unwrap().remove(0);
-        let run = Command::new(&python)
-            .args(["-c", WITH_TRANSFORMERS])
-            .arg(&path)
-            .arg(serde_json::to_string(&ids).unwrap())
-            .output()
-            .unwrap();
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        let said = String::from_utf8(run.stdout).unwrap();
-        let theirs: Vec<f32> = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
-        let ours = logits(&decoder);
-        let gap: f32 = ours.iter().zip(&theirs).map(|(a, b)| (a - b).powi(2)).sum();
-        let norm: f32 = theirs.iter().map(|b| b * b).sum();
-        let error = (gap / norm).sqrt();
-        println!("{kind:?}: relative error {error:.1e}");
+        let mut run = Command::new(&python);
+        let theirs = told_by(run.args(["-c", WITH_TRANSFORMERS]).arg(&path).arg(json!(ids).to_string()));
+        let theirs: Vec<f32> = serde_json::from_value(theirs).unwrap();
         // Here blocks are rounded to bf16; in Transformers they are not.
-        assert!(error < 1e-2, "{kind:?}: {error:.1e}");
-        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-    }
-}
-
-impl Both {
-    /// Returns the file, which stays when this value is dropped.
-    fn keep(self) -> PathBuf {
-        let path = self.write();
-        let _ = self.dir.keep();
-        path
+        assert_close(&format!("{kind:?}"), &logits(&decoder), &theirs, 1e-2);
     }
 }

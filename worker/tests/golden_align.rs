@@ -1,11 +1,10 @@
 //! Compares Stage A with the PyTorch reference: losses, gradients, weights and retrieval along a golden trajectory.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod place;
+mod common;
 
-use std::path::PathBuf;
-
-use candle_core::{DType, Device};
+use candle_core::DType;
+use common::{golden, on_cpu, read_json, relative, tensors};
 use llink_worker::collective::Solo;
 use llink_worker::llink::align_losses::AlignWeights;
 use llink_worker::llink::moments::{Moments, Spread};
@@ -20,37 +19,24 @@ use llink_worker::train::optimizer::{AdamWOptions, AdamWState};
 use llink_worker::train::schedule::{cosine_lr, temperature};
 use serde_json::Value;
 
-fn golden() -> PathBuf {
-    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
-    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
-}
-
-/// Returns ‖found − expected‖ / ‖expected‖.
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-    difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
-}
-
 /// The metric's name in the golden set. `None` is the cosine of the vectors themselves.
 type Case = Option<&'static str>;
 
 #[test]
 fn the_golden_trajectory_is_followed() {
-    follow(&Backend::new(&Device::Cpu, DType::F32), None);
+    follow(&on_cpu(), None);
 }
 
 #[test]
 fn the_golden_trajectory_is_followed_by_composed_operations() {
-    follow(&place::tensors(DType::F32), None);
+    follow(&tensors(DType::F32), None);
 }
 
 #[test]
 fn the_golden_trajectory_is_followed_in_each_metric() {
     for case in ["centre", "whiten"] {
-        follow(&Backend::new(&Device::Cpu, DType::F32), Some(case));
-        follow(&place::tensors(DType::F32), Some(case));
+        follow(&on_cpu(), Some(case));
+        follow(&tensors(DType::F32), Some(case));
     }
 }
 
@@ -74,7 +60,7 @@ fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
 
 fn follow(backend: &Backend, case: Case) {
     let folder = golden();
-    let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let cases = read_json(folder.join("cases.json"));
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
     let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
     let (align, n_hard) = (&cases["align"], cases["hyper"]["n_hard"].as_u64().unwrap() as usize);

@@ -2,13 +2,12 @@
 //! writes the cases in which slots read the windows or the sentences of a text and the projector is trained.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod place;
+mod common;
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::DType;
-use candle_core::Device;
+use common::{fixture, golden, on_cpu, read_json, relative, tensors};
 use llink_worker::collective::{Collective, Solo};
 use llink_worker::llink::projector::Projector;
 use llink_worker::llink::slot_expander::SlotExpander;
@@ -26,14 +25,6 @@ use serde_json::Value;
 
 const BETA1: f64 = 0.9;
 
-fn fixture() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"))
-}
-
-fn golden() -> PathBuf {
-    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
-}
-
 /// A golden set of Stage B.
 #[derive(Clone, Copy, PartialEq)]
 enum Set {
@@ -48,11 +39,18 @@ enum Set {
 impl Set {
     /// Returns the folder of the set's tensors.
     fn folder(self) -> PathBuf {
-        let below = |name: &str| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden")).join(name);
         match self {
             Set::Paper => golden(),
-            Set::Windows => below("windows"),
-            Set::Sentences => below("sentences"),
+            Set::Windows => fixture("golden/windows"),
+            Set::Sentences => fixture("golden/sentences"),
+        }
+    }
+
+    /// Returns the folder of the models that the set is about.
+    fn models(self) -> PathBuf {
+        match self {
+            Set::Paper => golden(),
+            Set::Windows | Set::Sentences => fixture("golden/seed8"),
         }
     }
 
@@ -64,7 +62,6 @@ impl Set {
 /// The part of a golden set for Stage B.
 struct Case {
     set: Set,
-    models: PathBuf,
     instruct: Value,
     tensors: Vec<u8>,
     decoder: Decoder,
@@ -73,17 +70,11 @@ struct Case {
 impl Case {
     fn load(set: Set, backend: &Backend) -> Self {
         let folder = set.folder();
-        let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
-        let models = match set {
-            Set::Paper => folder.clone(),
-            Set::Windows | Set::Sentences => fixture(),
-        };
         Self {
             set,
-            models: models.clone(),
-            instruct: cases["instruct"].clone(),
+            instruct: read_json(folder.join("cases.json"))["instruct"].take(),
             tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
-            decoder: Decoder::load_on(&models.join("decoder"), backend).unwrap(),
+            decoder: Decoder::load_on(&set.models().join("decoder"), backend).unwrap(),
         }
     }
 
@@ -97,7 +88,7 @@ impl Case {
 
     /// Returns a trainer before the first step.
     fn trainer(&self) -> InstructTrainer {
-        let bytes = std::fs::read(self.models.join("lora_init/adapter_model.safetensors")).unwrap();
+        let bytes = std::fs::read(self.set.models().join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
         adapter.read(&TensorFile::new("adapter_model.safetensors", &bytes).unwrap()).unwrap();
         let median = self.number(&["median_norm"]) as f32;
@@ -156,7 +147,6 @@ fn trajectory(
     let (_, vectors) = file.f32(if trains_projector { "instruct.vectors" } else { "instruct.projected" }).unwrap();
     let (_, teacher) = file.f32("teacher").unwrap();
     let ids: Vec<u64> = examples.iter().map(|example| example.id).collect();
-    let own: Range<usize> = 0..examples.len();
     let learning_rates = LearningRates {
         lora: case.number(&["lr", "lora"]),
         expander: case.number(&["lr", "expander"]),
@@ -170,7 +160,7 @@ fn trajectory(
         let input = InstructInput {
             step: step as u64,
             ids: &ids,
-            own: own.clone(),
+            own: 0..examples.len(),
             examples: &examples.iter().collect::<Vec<_>>(),
             vectors: &vectors,
             teacher: &teacher,
@@ -189,13 +179,6 @@ fn trajectory(
         after(step, &trainer, &found);
     }
     trainer.store().unwrap()
-}
-
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let gap = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
-    gap / norm(&mut expected.iter().map(|b| f64::from(*b))).max(1e-12)
 }
 
 /// Returns the gradient from the first moments after one step. Clipping scaled it by `clipped`.
@@ -225,8 +208,8 @@ fn compare(case: &Case, prefix: &str, of: &InstructParts, [adapter, expander, pr
     for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
         check(name, &expander[place]);
     }
-    if let Some(moving) = &of.projector {
-        let shape = moving.projector.shape();
+    if let Some(trained) = &of.projector {
+        let shape = trained.shape();
         for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
             check(&format!("projector.{name}"), &projector[place]);
         }
@@ -236,24 +219,24 @@ fn compare(case: &Case, prefix: &str, of: &InstructParts, [adapter, expander, pr
 
 #[test]
 fn stage_b_takes_the_references_steps() {
-    follow(Set::Paper, &Backend::new(&Device::Cpu, DType::F32));
+    follow(Set::Paper, &on_cpu());
 }
 
 #[test]
 fn stage_b_takes_the_references_steps_with_weights_in_tensors() {
-    follow(Set::Paper, &place::tensors(DType::F32));
+    follow(Set::Paper, &tensors(DType::F32));
 }
 
 #[test]
 fn stage_b_with_windows_takes_the_steps_of_the_pytorch_twin() {
-    follow(Set::Windows, &Backend::new(&Device::Cpu, DType::F32));
-    follow(Set::Windows, &place::tensors(DType::F32));
+    follow(Set::Windows, &on_cpu());
+    follow(Set::Windows, &tensors(DType::F32));
 }
 
 #[test]
 fn stage_b_with_sentences_takes_the_steps_of_the_pytorch_twin() {
-    follow(Set::Sentences, &Backend::new(&Device::Cpu, DType::F32));
-    follow(Set::Sentences, &place::tensors(DType::F32));
+    follow(Set::Sentences, &on_cpu());
+    follow(Set::Sentences, &tensors(DType::F32));
 }
 
 fn follow(set: Set, backend: &Backend) {
@@ -279,14 +262,13 @@ fn follow(set: Set, backend: &Backend) {
                 let [by_adapter, by_others, by_scale] =
                     [0, 1, 2].map(|group| gradient(&parts.optimizers[group], clipped));
                 let by_expander = [by_scale, by_others].concat();
-                let moving = parts.projector.as_ref();
-                let by_projector = moving.map_or_else(Vec::new, |moving| gradient(&moving.optimizer, clipped));
+                let moving = parts.optimizers.get(3);
+                let by_projector = moving.map_or_else(Vec::new, |optimizer| gradient(optimizer, clipped));
                 let found: [&[f32]; 3] = [&by_adapter, &by_expander, &by_projector];
                 worst_gradient = compare(&case, "instruct.grad0.", &parts, found);
             }
         });
-        let moving = parts.projector.as_ref();
-        let projector = moving.map_or(&[][..], |moving| &moving.projector.parameters);
+        let projector = parts.projector.as_ref().map_or(&[][..], |projector| &projector.parameters);
         let found = [&parts.adapter.parameters[..], &parts.expander.parameters, projector];
         let worst = compare(&case, "instruct.final.", &parts, found);
         println!("losses within {worst_loss:.1e}, gradients {worst_gradient:.1e}, weights {worst:.1e}");

@@ -3,21 +3,19 @@
 //! `LLINK_GOLDEN` names another golden set of the same kind.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-mod place;
+mod common;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
+use common::{assert_refused, assert_rows_close, fixture, golden, read_json, tensors};
 use llink_worker::models::{Decoder, Encoder, TeacherLayer, TextLimits};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 const TOLERANCE: f64 = 1e-4;
 const TOLERANCE_BF16: f64 = 2e-2;
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
-}
 
 struct Golden {
     dir: PathBuf,
@@ -27,11 +25,11 @@ struct Golden {
 
 impl Golden {
     fn load() -> Self {
-        Self::of(std::env::var_os("LLINK_GOLDEN").map_or_else(|| fixture("seed8"), PathBuf::from))
+        Self::of(golden())
     }
 
     fn of(dir: PathBuf) -> Self {
-        let cases = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap()).unwrap();
+        let cases = read_json(dir.join("cases.json"));
         let tensors = candle_core::safetensors::load(dir.join("tensors.safetensors"), &Device::Cpu).unwrap();
         Self { dir, cases, tensors }
     }
@@ -47,38 +45,21 @@ impl Golden {
         decoder
     }
 
+    fn case<T: DeserializeOwned>(&self, part: &str, key: &str) -> T {
+        serde_json::from_value(self.cases[part][key].clone()).unwrap()
+    }
+
     fn texts(&self, part: &str) -> Vec<String> {
-        serde_json::from_value(self.cases[part]["texts"].clone()).unwrap()
+        self.case(part, "texts")
     }
 
     fn ids(&self, part: &str) -> Vec<Vec<u32>> {
-        serde_json::from_value(self.cases[part]["ids"].clone()).unwrap()
+        self.case(part, "ids")
     }
 
     fn rows(&self, name: &str) -> Vec<Vec<f32>> {
         self.tensors[name].to_vec2().unwrap()
     }
-}
-
-/// Returns ‖a − b‖ / ‖b‖.
-fn relative_error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let (mut gap, mut norm) = (0.0, 0.0);
-    for (a, b) in a.iter().zip(b) {
-        assert_eq!(a.len(), b.len());
-        for (a, b) in a.iter().zip(b) {
-            gap += (f64::from(*a) - f64::from(*b)).powi(2);
-            norm += f64::from(*b).powi(2);
-        }
-    }
-    (gap / norm).sqrt()
-}
-
-#[track_caller]
-fn assert_close(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f64) {
-    let error = relative_error(found, expected);
-    println!("{what}: relative error {error:.2e}");
-    assert!(error <= tolerance, "{what}: relative error {error:.2e} exceeds {tolerance:.0e}");
 }
 
 #[test]
@@ -96,21 +77,21 @@ fn encoder_vectors_agree() {
         .encoder()
         .embed(&golden.texts("encoder"), TextLimits::default(), 4096, &mut |tokens| done = tokens)
         .unwrap();
-    assert_close("encoder vectors", &vectors, &golden.rows("encoder.pooled"), TOLERANCE);
+    assert_rows_close("encoder vectors", &vectors, &golden.rows("encoder.pooled"), TOLERANCE);
     assert_eq!(done, golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>());
 }
 
 /// `text_parts.py` writes the expected vectors. Some texts have fewer tokens than windows.
 #[test]
 fn the_vectors_of_windows_agree() {
-    let (golden, twin) = (Golden::of(fixture("seed8")), Golden::of(fixture("windows")));
+    let (golden, twin) = (Golden::of(fixture("golden/seed8")), Golden::of(fixture("golden/windows")));
     let (encoder, ids) = (golden.encoder(), golden.ids("encoder"));
     for windows in [2, 8] {
         let expected = twin.tensors[&format!("vectors.{windows}")].flatten_from(1).unwrap();
         let expected = expected.to_vec2().unwrap();
         for budget in [64, 4096] {
             let found = encoder.embed_windows(&ids, windows, budget, &mut |_| {}).unwrap();
-            assert_close("vectors of windows", &found, &expected, TOLERANCE);
+            assert_rows_close("vectors of windows", &found, &expected, TOLERANCE);
         }
     }
 }
@@ -126,30 +107,30 @@ fn teacher_token_ids_are_exact() {
 fn teacher_vectors_agree() {
     let golden = Golden::load();
     let vectors = golden.decoder("decoder").teacher(&golden.texts("teacher"), 4096, &mut |_| {}).unwrap();
-    assert_close("teacher vectors", &vectors, &golden.rows("teacher"), TOLERANCE);
+    assert_rows_close("teacher vectors", &vectors, &golden.rows("teacher"), TOLERANCE);
 }
 
 #[test]
 fn pooled_teachers_agree_in_both_forms_and_stop_at_their_layer() {
     let golden = Golden::load();
-    let layers: Vec<usize> = serde_json::from_value(golden.cases["teacher"]["mean_layers"].clone()).unwrap();
+    let layers: Vec<usize> = golden.case("teacher", "mean_layers");
     assert!(!layers.is_empty());
     let folder = golden.dir.join("decoder");
-    let tensors = Decoder::load_on(&folder, &place::tensors(DType::F32)).unwrap();
-    for (form, decoder) in [("slices", golden.decoder("decoder")), ("tensors", tensors)] {
+    let in_tensors = Decoder::load_on(&folder, &tensors(DType::F32)).unwrap();
+    for (form, decoder) in [("slices", golden.decoder("decoder")), ("tensors", in_tensors)] {
         let ids = decoder.tokenize_sentences(&golden.texts("teacher")).unwrap();
         let without_slot = golden.ids("teacher").into_iter().map(|ids| ids[..ids.len() - 1].to_vec());
         assert_eq!(ids, without_slot.collect::<Vec<_>>());
         for layer in &layers {
             let vectors = decoder.pooled(&ids, TeacherLayer::Number(*layer), 4096, &mut |_| {}).unwrap();
             let expected = golden.rows(&format!("teacher.mean.{layer}"));
-            assert_close(&format!("mean of layer {layer} in {form}"), &vectors, &expected, TOLERANCE);
+            assert_rows_close(&format!("mean of layer {layer} in {form}"), &vectors, &expected, TOLERANCE);
         }
         // A single token is not left out of the mean, although it is the first. The mean is then its embedding.
         let id = ids[0][1];
         let vectors = decoder.pooled(&[vec![id]], TeacherLayer::Share(0.0), 4096, &mut |_| {}).unwrap();
         let embedding = decoder.embed(&[id]).unwrap().to_vec2::<f32>().unwrap();
-        assert_close("the embedding of one token", &vectors, &embedding, 1e-6);
+        assert_rows_close("the embedding of one token", &vectors, &embedding, 1e-6);
     }
 }
 
@@ -165,8 +146,7 @@ fn a_layer_is_a_number_or_a_share_of_the_depth() {
         assert_eq!(layer.of(30).unwrap(), expected);
     }
     for layer in [TeacherLayer::Number(31), TeacherLayer::Share(1.2)] {
-        let text = layer.of(30).unwrap_err().to_string();
-        assert!(text.contains("embed.teacher.layer") && text.contains("30 layers"), "{text}");
+        assert_refused(layer.of(30), &["embed.teacher.layer", "30 layers"]);
     }
 }
 
@@ -175,15 +155,15 @@ fn logits_agree() {
     let golden = Golden::load();
     let logits = golden.decoder("decoder").logits(&golden.ids("teacher")[0]).unwrap();
     let logits = logits.to_vec2::<f32>().unwrap();
-    assert_close("logits", &logits, &golden.rows("decoder.logits0"), TOLERANCE);
+    assert_rows_close("logits", &logits, &golden.rows("decoder.logits0"), TOLERANCE);
 }
 
 #[test]
 fn greedy_continuation_is_exact() {
     let golden = Golden::load();
     let decoder = golden.decoder("decoder");
-    let from: Vec<u32> = serde_json::from_value(golden.cases["decoder"]["greedy_from"].clone()).unwrap();
-    let expected: Vec<u32> = serde_json::from_value(golden.cases["decoder"]["greedy"].clone()).unwrap();
+    let from: Vec<u32> = golden.case("decoder", "greedy_from");
+    let expected: Vec<u32> = golden.case("decoder", "greedy");
     let generated = decoder.generate(&from, expected.len(), &[]).unwrap();
     assert_eq!(generated, expected);
     assert_eq!(decoder.generate(&from, expected.len(), &[expected[0]]).unwrap(), [0u32; 0]);
@@ -211,7 +191,7 @@ fn bf16_shards_load_with_the_published_config_keys() {
     assert_eq!(decoder.config().dtype, Some(DType::BF16));
     assert_eq!(decoder.config().rope_scaling, golden.decoder("decoder").config().rope_scaling);
     let vectors = decoder.teacher(&golden.texts("teacher"), 4096, &mut |_| {}).unwrap();
-    assert_close("teacher vectors from bf16 shards", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
+    assert_rows_close("teacher vectors from bf16 shards", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
 }
 
 #[test]
@@ -219,10 +199,10 @@ fn bf16_arithmetic_agrees() {
     let golden = Golden::load();
     let encoder = Encoder::load(&golden.dir.join("encoder"), &Device::Cpu, DType::BF16).unwrap();
     let vectors = encoder.embed(&golden.texts("encoder"), TextLimits::default(), 200, &mut |_| {}).unwrap();
-    assert_close("encoder vectors in bf16", &vectors, &golden.rows("encoder.pooled"), TOLERANCE_BF16);
+    assert_rows_close("encoder vectors in bf16", &vectors, &golden.rows("encoder.pooled"), TOLERANCE_BF16);
     let decoder = Decoder::load(&golden.dir.join("decoder"), &Device::Cpu, DType::BF16).unwrap();
     let vectors = decoder.last_hidden(&golden.ids("teacher"), 100, &mut |_| {}).unwrap();
-    assert_close("teacher vectors in bf16", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
+    assert_rows_close("teacher vectors in bf16", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
 }
 
 /// Tests the form of GPUs. In f32 on the CPU it is as close to PyTorch as the fused form; on a GPU and in bf16 it is
@@ -231,13 +211,13 @@ fn bf16_arithmetic_agrees() {
 fn the_tensor_form_agrees_in_f32_and_bf16() {
     let golden = Golden::load();
     for (dtype, tolerance) in [(DType::F32, TOLERANCE), (DType::BF16, TOLERANCE_BF16)] {
-        let backend = place::tensors(dtype);
+        let backend = tensors(dtype);
         let encoder = Encoder::load_on(&golden.dir.join("encoder"), &backend).unwrap();
         // The budgets give one batch, batches of several lengths, and batches of one sequence.
         for budget in [4096, 200, 1] {
             let vectors = encoder.embed(&golden.texts("encoder"), TextLimits::default(), budget, &mut |_| {}).unwrap();
             let what = format!("encoder vectors as tensors in {dtype:?}, budget {budget}");
-            assert_close(&what, &vectors, &golden.rows("encoder.pooled"), tolerance);
+            assert_rows_close(&what, &vectors, &golden.rows("encoder.pooled"), tolerance);
         }
         let mut decoder = Decoder::load_on(&golden.dir.join("decoder"), &backend).unwrap();
         let token = golden.cases["teacher"]["slot_token"].as_str().unwrap();
@@ -245,15 +225,20 @@ fn the_tensor_form_agrees_in_f32_and_bf16() {
         for budget in [4096, 100, 1] {
             let vectors = decoder.last_hidden(&golden.ids("teacher"), budget, &mut |_| {}).unwrap();
             let what = format!("teacher vectors as tensors in {dtype:?}, budget {budget}");
-            assert_close(&what, &vectors, &golden.rows("teacher"), tolerance);
+            assert_rows_close(&what, &vectors, &golden.rows("teacher"), tolerance);
         }
         let logits = decoder.logits(&golden.ids("teacher")[0]).unwrap().to_dtype(DType::F32).unwrap();
         let logits = logits.to_vec2::<f32>().unwrap();
-        assert_close(&format!("logits as tensors in {dtype:?}"), &logits, &golden.rows("decoder.logits0"), tolerance);
+        assert_rows_close(
+            &format!("logits as tensors in {dtype:?}"),
+            &logits,
+            &golden.rows("decoder.logits0"),
+            tolerance,
+        );
     }
-    let decoder = Decoder::load_on(&golden.dir.join("decoder"), &place::tensors(DType::F32)).unwrap();
-    let read = |key: &str| serde_json::from_value::<Vec<u32>>(golden.cases["decoder"][key].clone()).unwrap();
-    let expected = read("greedy");
-    assert_eq!(decoder.generate(&read("greedy_from"), expected.len(), &[]).unwrap(), expected);
+    let decoder = Decoder::load_on(&golden.dir.join("decoder"), &tensors(DType::F32)).unwrap();
+    let (from, expected) =
+        (golden.case::<Vec<u32>>("decoder", "greedy_from"), golden.case::<Vec<u32>>("decoder", "greedy"));
+    assert_eq!(decoder.generate(&from, expected.len(), &[]).unwrap(), expected);
     assert!(decoder.embed(&[u32::MAX]).is_err(), "no id is read beyond the table");
 }

@@ -2,24 +2,19 @@
 //! norm, and the losses of the slots.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+mod common;
 
 use candle_core::{Device, Tensor};
+use common::{assert_close, golden, read_json};
 use llink_worker::llink::next_token_loss::AnswerTokens;
 use llink_worker::llink::slot_expander::{SlotExpander, median_embedding_norm};
 use llink_worker::llink::slot_losses::{SlotLosses, SlotWeights};
 use llink_worker::numerics::tensor_file::TensorFile;
-use serde_json::Value;
-
-fn golden() -> PathBuf {
-    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
-    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
-}
 
 #[test]
 fn the_first_steps_slots_and_their_losses_are_the_references() {
     let folder = golden();
-    let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let cases = read_json(folder.join("cases.json"));
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
     let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
     let instruct = &cases["instruct"];
@@ -37,10 +32,7 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let (pairs, slots, width) = (slots_shape[0], slots_shape[1], slots_shape[2]);
     assert_eq!((expander.shape().slots, expander.shape().width), (slots, width));
     let found = expander.expand(&projected, 0).unwrap();
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let difference = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
-    let error = difference / norm(&mut expected.iter().copied());
-    assert!(error < 1e-4, "slots differ by {error}");
+    assert_close("slots", &found, &expected, 1e-4);
 
     let (_, teacher) = file.f32("teacher").unwrap();
     let slot_weights = SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 };
@@ -51,7 +43,7 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let trace = &instruct["trace"][0];
     for (name, found) in [("cosine", f64::from(losses[0])), ("info_nce", f64::from(losses[1]))] {
         let expected = trace[name].as_f64().unwrap();
-        println!("slots within {error:.1e}; {name} within {:.1e}", (found - expected).abs());
+        println!("{name} within {:.1e}", (found - expected).abs());
         assert!((found - expected).abs() < 1e-4, "{name} {found} against {expected}");
     }
 }

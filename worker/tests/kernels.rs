@@ -2,16 +2,15 @@
 //! C++ compiler replaces nvcc. Without a C++ compiler the test is skipped.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-#[path = "../../datasets/tests/support/skip.rs"]
-mod skip;
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use candle_core::{Device, Tensor};
+use common::skip::skip;
 use llink_worker::numerics::dropout::Dropout;
 use llink_worker::train::optimizer::{AdamW, AdamWOptions, AdamWState, flat};
-use skip::skip;
 
 const MAIN: &str = r#"
 #include "cuda_on_cpu.hpp"

@@ -2,9 +2,12 @@
 //! with what to do.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use common::{assert_says, copy_of, cut, edit_json, edit_weights, fixture};
 use llink_datasets::store::Store;
 use llink_proto::ModelRole;
 use llink_worker::models::{Decoder, ReadingWishes, check};
@@ -12,33 +15,18 @@ use serde_json::{Value, json};
 
 const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:68a2\nsize 2471645608\n";
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 fn of_role(role: ModelRole) -> PathBuf {
     match role {
-        ModelRole::Encoder => fixtures().join("bert/labse"),
-        _ => fixtures().join("golden/seed8/decoder"),
+        ModelRole::Encoder => fixture("bert/labse"),
+        _ => fixture("golden/seed8/decoder"),
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(std::fs::copy(&path, &target).unwrap()),
-        }
-    }
-}
-
-fn json_at(path: PathBuf, change: impl FnOnce(&mut Value)) {
-    let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    std::fs::write(path, value.to_string()).unwrap();
+/// Returns a copy of the role's model after `edit`.
+fn edited(role: ModelRole, edit: Edit) -> tempfile::TempDir {
+    let dir = copy_of(&of_role(role));
+    edit(dir.path());
+    dir
 }
 
 async fn problems(store: &Store, role: ModelRole) -> Vec<String> {
@@ -88,7 +76,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
             for name in ["tokenizer.json", "model.safetensors", "2_Dense/model.safetensors"] {
                 std::fs::remove_file(dir.join(name)).unwrap();
             }
-            json_at(dir.join("config.json"), |c| c["hidden_act"] = json!("relu"));
+            edit_json(dir.join("config.json"), |c| c["hidden_act"] = json!("relu"));
         },
         &[
             "tokenizer.json is missing",
@@ -121,29 +109,22 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
     (
         "quantized-config",
         ModelRole::Decoder,
-        |dir| json_at(dir.join("config.json"), |c| c["quantization_config"] = json!({"quant_method": "awq"})),
+        |dir| edit_json(dir.join("config.json"), |c| c["quantization_config"] = json!({"quant_method": "awq"})),
         &["config.json", "awq"],
     ),
     (
         "quantized-weights",
         ModelRole::Decoder,
         |dir| {
-            let path = dir.join("model.safetensors");
-            let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
             let packed = Tensor::zeros((4, 4), DType::U8, &Device::Cpu).unwrap();
-            weights.insert("model.layers.0.mlp.up_proj.qweight".into(), packed);
-            candle_core::safetensors::save(&weights, path).unwrap();
+            edit_weights(dir, |weights| drop(weights.insert("model.layers.0.mlp.up_proj.qweight".into(), packed)));
         },
         &["model.safetensors", "qweight is U8", "quantized"],
     ),
     (
         "cut-off",
         ModelRole::Encoder,
-        |dir| {
-            let path = dir.join("model.safetensors");
-            let whole = std::fs::read(&path).unwrap();
-            std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        },
+        |dir| cut(&dir.join("model.safetensors"), 0.5),
         &["model.safetensors is cut off", "download"],
     ),
     (
@@ -165,14 +146,14 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
     (
         "anothers-weights",
         ModelRole::Encoder,
-        |dir| json_at(dir.join("config.json"), |c| c["num_hidden_layers"] = json!(3)),
+        |dir| edit_json(dir.join("config.json"), |c| c["num_hidden_layers"] = json!(3)),
         &["encoder.layer.2.output.dense.weight"],
     ),
     (
         "unknown-architecture",
         ModelRole::Encoder,
         |dir| {
-            json_at(dir.join("config.json"), |c| {
+            edit_json(dir.join("config.json"), |c| {
                 c["architectures"] = json!(["DistilBertModel"]);
                 c["model_type"] = json!("distilbert");
             })
@@ -194,7 +175,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
     (
         "pooling",
         ModelRole::Encoder,
-        |dir| json_at(dir.join("1_Pooling/config.json"), |c| c["pooling_mode_max_tokens"] = json!(true)),
+        |dir| edit_json(dir.join("1_Pooling/config.json"), |c| c["pooling_mode_max_tokens"] = json!(true)),
         &["1_Pooling/config.json", "pooling_mode_max_tokens"],
     ),
 ];
@@ -202,16 +183,12 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
 #[tokio::test]
 async fn what_is_wrong_is_said_wherever_the_model_lies() {
     for (name, role, edit, words) in FAULTS {
-        let dir = tempfile::tempdir().unwrap();
-        copy(&of_role(*role), dir.path());
-        edit(dir.path());
+        let dir = edited(*role, *edit);
         let local = problems(&Store::open(dir.path().to_str().unwrap()).unwrap(), *role).await;
         let remote = problems(&in_memory(dir.path(), name).await, *role).await;
         assert_eq!(local, remote, "{name}");
         let said = local.join("\n");
-        for word in *words {
-            assert!(said.contains(word), "{name}: {word:?} is not in {said}");
-        }
+        assert_says(&said, words);
         assert!(!said.contains(dir.path().to_str().unwrap()), "{name}: files are named within the folder: {said}");
     }
 }
@@ -220,7 +197,7 @@ const FINE: &[(&str, ModelRole, Edit)] = &[
     ("as-it-is", ModelRole::Encoder, |_| {}),
     ("decoder", ModelRole::Decoder, |_| {}),
     ("null", ModelRole::Decoder, |dir| {
-        json_at(dir.join("config.json"), |c| {
+        edit_json(dir.join("config.json"), |c| {
             let keys = ["attention_bias", "mlp_bias", "head_dim", "quantization_config", "torch_dtype"];
             for key in keys {
                 c[key] = Value::Null;
@@ -240,15 +217,14 @@ const FINE: &[(&str, ModelRole, Edit)] = &[
         std::fs::write(dir.join("config.json"), text).unwrap();
     }),
     ("only-the-head", ModelRole::Decoder, |dir| {
-        let path = dir.join("model.safetensors");
-        let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-        let embedding = weights.remove("model.embed_tokens.weight").unwrap();
-        weights.insert("lm_head.weight".into(), embedding);
-        candle_core::safetensors::save(&weights, path).unwrap();
+        edit_weights(dir, |weights| {
+            let embedding = weights.remove("model.embed_tokens.weight").unwrap();
+            weights.insert("lm_head.weight".into(), embedding);
+        });
     }),
     ("one-more-token", ModelRole::Decoder, |dir| {
         let rows = 10_000;
-        json_at(dir.join("tokenizer.json"), |tokenizer| {
+        edit_json(dir.join("tokenizer.json"), |tokenizer| {
             let pad = json!({"id": rows, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": false,
                              "normalized": false, "special": true});
             tokenizer["added_tokens"].as_array_mut().unwrap().push(pad);
@@ -264,9 +240,7 @@ const FINE: &[(&str, ModelRole, Edit)] = &[
 #[tokio::test]
 async fn what_python_reads_can_be_used() {
     for (name, role, edit) in FINE {
-        let dir = tempfile::tempdir().unwrap();
-        copy(&of_role(*role), dir.path());
-        edit(dir.path());
+        let dir = edited(*role, *edit);
         let store = Store::open(dir.path().to_str().unwrap()).unwrap();
         assert_eq!(problems(&store, *role).await, [""; 0], "{name}");
         assert_eq!(problems(&in_memory(dir.path(), name).await, *role).await, [""; 0], "{name}");

@@ -1,10 +1,13 @@
 //! Tests the properties of the models that hold for every batch, and their refusals.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod common;
+
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use common::{assert_refused, cut, edit_json, edit_weights, golden, on_cpu, relative};
 use llink_worker::models::config::LlamaConfig;
 use llink_worker::models::{
     Backend, ChatPrompt, Continuations, Decoder, Encoder, GenerateOptions, LoadedAdapter, NO_TOKEN, Sampling, Step,
@@ -12,25 +15,16 @@ use llink_worker::models::{
 };
 use serde_json::{Value, json};
 
-fn golden() -> PathBuf {
-    std::env::var_os("LLINK_GOLDEN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/seed8"), PathBuf::from)
-}
-
 /// Returns a copy of one of the golden models, for changes.
 fn copy_of(model: &str) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(golden().join(model)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
-    }
-    copy
+    common::copy_of(&golden().join(model))
 }
 
-fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
-    let mut value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    change(&mut value);
-    std::fs::write(path, value.to_string()).unwrap();
+/// Returns a copy of one of the golden models with another configuration.
+fn configured(model: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let dir = copy_of(model);
+    edit_json(dir.path().join("config.json"), change);
+    dir
 }
 
 fn load_decoder(dir: &Path) -> llink_worker::Result<Decoder> {
@@ -39,15 +33,6 @@ fn load_decoder(dir: &Path) -> llink_worker::Result<Decoder> {
 
 fn load_encoder(dir: &Path) -> llink_worker::Result<Encoder> {
     Encoder::load(dir, &Device::Cpu, DType::F32)
-}
-
-#[track_caller]
-fn assert_refused<T>(loaded: llink_worker::Result<T>, words: &[&str]) {
-    let Err(error) = loaded else { panic!("accepted; expected a refusal naming {words:?}") };
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "{text:?} does not name {word:?}");
-    }
 }
 
 /// Pseudo-random numbers for the property tests, which print the seed.
@@ -83,9 +68,8 @@ impl Draw {
 
 #[track_caller]
 fn assert_same(what: &str, a: &[f32], b: &[f32], tolerance: f64) {
-    let gap: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-    let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
-    assert!(gap <= tolerance * norm, "{what}: differs by {:.2e}", gap / norm);
+    let gap = relative(a, b);
+    assert!(gap <= tolerance, "{what}: differs by {gap:.2e}");
 }
 
 /// Checks that vectors are the same up to rounding when computed one by one, and in batches of every size and order.
@@ -172,7 +156,7 @@ fn slots_of(decoder: &Decoder, prompt: &ChatPrompt) -> Option<Vec<f32>> {
 #[test]
 fn prompts_that_are_continued_together_get_the_answers_that_each_gets_alone() {
     let mut draw = Draw::new();
-    for backend in [Backend::new(&Device::Cpu, DType::F32), Backend::of_tensors(&Device::Cpu, DType::F32)] {
+    for backend in [on_cpu(), Backend::of_tensors(&Device::Cpu, DType::F32)] {
         let decoder = Decoder::load_on(&golden().join("decoder"), &backend).unwrap();
         let vocab = decoder.config().vocab_size;
         let head = [1, 5, 9, 2];
@@ -285,8 +269,7 @@ fn unsupported_configs_are_refused_by_name() {
         ("num_key_value_heads", json!(4), &["num_key_value_heads", "4"]),
     ];
     for (key, value, words) in decoder_cases {
-        let dir = copy_of("decoder");
-        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+        let dir = configured("decoder", |config| config[key] = value);
         assert_refused(load_decoder(dir.path()), &[words, &["config.json"]].concat());
     }
     let encoder_cases: [(&str, Value, &[&str]); 3] = [
@@ -295,31 +278,27 @@ fn unsupported_configs_are_refused_by_name() {
         ("position_embedding_type", json!("relative_key"), &["relative_key"]),
     ];
     for (key, value, words) in encoder_cases {
-        let dir = copy_of("encoder");
-        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+        let dir = configured("encoder", |config| config[key] = value);
         assert_refused(load_encoder(dir.path()), &[words, &["config.json"]].concat());
     }
 }
 
 #[test]
 fn missing_misshapen_and_damaged_weights_are_refused_by_name() {
-    let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["num_hidden_layers"] = json!(4));
-    assert_refused(load_decoder(dir.path()), &["layers.3.input_layernorm.weight", "missing", "[96]"]);
-    let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["intermediate_size"] = json!(260));
-    assert_refused(load_decoder(dir.path()), &["layers.0.mlp.gate_proj.weight", "[256, 96]", "[260, 96]"]);
-    let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["tie_word_embeddings"] = json!(false));
-    assert_refused(load_decoder(dir.path()), &["lm_head.weight"]);
+    let cases: [(&str, Value, &[&str]); 3] = [
+        ("num_hidden_layers", json!(4), &["layers.3.input_layernorm.weight", "missing", "[96]"]),
+        ("intermediate_size", json!(260), &["layers.0.mlp.gate_proj.weight", "[256, 96]", "[260, 96]"]),
+        ("tie_word_embeddings", json!(false), &["lm_head.weight"]),
+    ];
+    for (key, value, words) in cases {
+        assert_refused(load_decoder(configured("decoder", |config| config[key] = value).path()), words);
+    }
+    let dir = copy_of("decoder_sharded");
+    cut(&dir.path().join("model-00003-of-00003.safetensors"), 0.5);
+    assert_refused(load_decoder(dir.path()), &["model-00003-of-00003.safetensors"]);
     let dir = copy_of("decoder_sharded");
     std::fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
     assert_refused(load_decoder(dir.path()), &["model-00002-of-00003.safetensors", "index.json"]);
-    let dir = copy_of("decoder_sharded");
-    let shard = dir.path().join("model-00003-of-00003.safetensors");
-    let bytes = std::fs::read(&shard).unwrap();
-    std::fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
-    assert_refused(load_decoder(dir.path()), &["model-00003-of-00003.safetensors"]);
     let dir = copy_of("encoder");
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_refused(load_encoder(dir.path()), &["model.safetensors"]);
@@ -329,15 +308,13 @@ fn missing_misshapen_and_damaged_weights_are_refused_by_name() {
 #[test]
 fn rotary_frequencies_are_read_from_either_layout() {
     let load = |change: &dyn Fn(&mut Value)| {
-        let dir = copy_of("decoder");
-        edit_json(&dir.path().join("config.json"), |config| {
-            let config = config.as_object_mut().unwrap();
+        let dir = configured("decoder", |config| {
             for key in ["rope_parameters", "rope_scaling", "rope_theta"] {
-                config.remove(key);
+                config.as_object_mut().unwrap().remove(key);
             }
-            config.insert("head_dim".into(), json!(64));
+            config["head_dim"] = json!(64);
+            change(config);
         });
-        edit_json(&dir.path().join("config.json"), |config| change(config));
         LlamaConfig::load(dir.path()).unwrap()
     };
     let plain = |theta: f64| (0..32).map(move |i| theta.powf(-f64::from(2 * i) / 64.0));
@@ -374,35 +351,25 @@ fn rotary_frequencies_are_read_from_either_layout() {
 #[test]
 fn a_tensor_in_a_foreign_format_is_refused_by_name() {
     let dir = copy_of("decoder");
-    let path = dir.path().join("model.safetensors");
-    let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    let name = "model.layers.1.mlp.up_proj.weight";
-    let wide = weights[name].to_dtype(DType::F64).unwrap();
-    weights.insert(name.into(), wide);
-    candle_core::safetensors::save(&weights, &path).unwrap();
+    edit_weights(dir.path(), |weights| {
+        let tensor = weights.get_mut("model.layers.1.mlp.up_proj.weight").unwrap();
+        *tensor = tensor.to_dtype(DType::F64).unwrap();
+    });
     assert_refused(load_decoder(dir.path()), &["layers.1.mlp.up_proj.weight", "F64", "BF16"]);
 }
 
 #[test]
 fn halves_in_the_file_give_the_vectors_of_their_values() {
     let ids = [vec![461u32, 300, 12, 7, 90], vec![5, 6, 7]];
-    let dir = copy_of("decoder");
-    let path = dir.path().join("model.safetensors");
-    let weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     for dtype in [DType::F16, DType::BF16] {
-        let mut vectors = Vec::new();
-        for stored in [dtype, DType::F32] {
-            let rounded = weights
-                .iter()
-                .map(|(name, x)| (name.clone(), x.to_dtype(dtype).unwrap().to_dtype(stored).unwrap()))
-                .collect();
-            candle_core::safetensors::save(&rounded, &path).unwrap();
-            let decoder = load_decoder(dir.path()).unwrap();
-            vectors.push(decoder.last_hidden(&ids, 64, &mut |_| {}).unwrap());
-        }
-        for (a, b) in vectors[0].iter().zip(&vectors[1]) {
-            assert_same(&format!("{dtype:?}"), a, b, 1e-6);
-        }
+        let [halves, whole] = [dtype, DType::F32].map(|stored| {
+            let dir = copy_of("decoder");
+            edit_weights(dir.path(), |weights| {
+                weights.values_mut().for_each(|x| *x = x.to_dtype(dtype).unwrap().to_dtype(stored).unwrap());
+            });
+            load_decoder(dir.path()).unwrap().last_hidden(&ids, 64, &mut |_| {}).unwrap().concat()
+        });
+        assert_same(&format!("{dtype:?}"), &halves, &whole, 1e-6);
     }
 }
 
@@ -421,20 +388,19 @@ fn a_decoder_without_reserved_tokens_teaches_at_another_position() {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
         added.retain(|token| token["content"].as_str().is_some_and(|content| !content.contains("other")));
     });
-    edit_json(&dir.path().join("config.json"), |config| config["vocab_size"] = json!(466));
-    let weights_path = dir.path().join("model.safetensors");
-    let mut weights = candle_core::safetensors::load(&weights_path, &Device::Cpu).unwrap();
-    let table = weights["model.embed_tokens.weight"].narrow(0, 0, 466).unwrap().contiguous().unwrap();
-    let mean = table.mean_keepdim(0).unwrap();
-    weights.insert("model.embed_tokens.weight".into(), table.clone());
-    candle_core::safetensors::save(&weights, &weights_path).unwrap();
+    let with_table = |rows: usize, change: &dyn Fn(&Tensor) -> Tensor| {
+        edit_json(dir.path().join("config.json"), |config| config["vocab_size"] = json!(rows));
+        edit_weights(dir.path(), |weights| {
+            let table = weights.get_mut("model.embed_tokens.weight").unwrap();
+            *table = change(table);
+        });
+    };
+    with_table(466, &|table| table.narrow(0, 0, 466).unwrap().contiguous().unwrap());
     let without = load_decoder(dir.path()).unwrap();
     assert_eq!(without.teacher_slot(), NO_TOKEN);
     let found = without.teacher(&texts, 64, &mut |_| {}).unwrap();
     let ids = without.tokenize_teacher(&texts).unwrap().remove(0);
-    weights.insert("model.embed_tokens.weight".into(), Tensor::cat(&[&table, &mean], 0).unwrap());
-    candle_core::safetensors::save(&weights, &weights_path).unwrap();
-    edit_json(&dir.path().join("config.json"), |config| config["vocab_size"] = json!(467));
+    with_table(467, &|table| Tensor::cat(&[table, &table.mean_keepdim(0).unwrap()], 0).unwrap());
     let with_mean = load_decoder(dir.path()).unwrap();
     let ids: Vec<u32> = ids.into_iter().map(|id| if id == NO_TOKEN { 466 } else { id }).collect();
     let expected = with_mean.last_hidden(&[ids], 64, &mut |_| {}).unwrap();
@@ -451,7 +417,7 @@ fn a_teacher_sentence_begins_with_bos_whether_or_not_the_template_adds_it() {
     for other in
         [json!(null), json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})]
     {
-        edit_json(&dir.path().join("tokenizer.json"), |tokenizer| tokenizer["post_processor"] = other.clone());
+        edit_json(dir.path().join("tokenizer.json"), |tokenizer| tokenizer["post_processor"] = other.clone());
         assert_eq!(ids(dir.path()), expected, "{other}");
     }
     // The text is cut to 127 tokens with BOS.
@@ -459,33 +425,28 @@ fn a_teacher_sentence_begins_with_bos_whether_or_not_the_template_adds_it() {
     let cut = load_decoder(dir.path()).unwrap().tokenize_teacher(&[&long]).unwrap();
     assert_eq!(cut, load_decoder(&golden().join("decoder")).unwrap().tokenize_teacher(&[&long]).unwrap());
     assert_eq!(cut[0].len(), 128);
-    edit_json(&dir.path().join("config.json"), |config| config["bos_token_id"] = json!(null));
+    edit_json(dir.path().join("config.json"), |config| config["bos_token_id"] = json!(null));
     assert_eq!(ids(dir.path())[0], expected[0][1..], "a model without BOS gets none");
 }
 
 #[test]
 fn an_encoder_saved_with_its_head_is_found_under_its_prefix() {
-    let golden_dir = golden().join("encoder");
-    let dir = copy_of("encoder");
-    let weights = candle_core::safetensors::load(golden_dir.join("model.safetensors"), &Device::Cpu).unwrap();
-    let prefixed = weights.into_iter().map(|(name, tensor)| (format!("roberta.{name}"), tensor)).collect();
-    candle_core::safetensors::save(&prefixed, dir.path().join("model.safetensors")).unwrap();
-    edit_json(&dir.path().join("config.json"), |config| {
-        config["architectures"] = json!(["XLMRobertaForMaskedLM"]);
+    let dir = configured("encoder", |config| config["architectures"] = json!(["XLMRobertaForMaskedLM"]));
+    edit_weights(dir.path(), |weights| {
+        let bare = std::mem::take(weights);
+        weights.extend(bare.into_iter().map(|(name, tensor)| (format!("roberta.{name}"), tensor)));
     });
     let embed = |dir: &Path| load_encoder(dir).unwrap().embed(&["សួស្តី"], TextLimits::default(), 64, &mut |_| {}).unwrap();
-    assert_eq!(embed(dir.path()), embed(&golden_dir));
+    assert_eq!(embed(dir.path()), embed(&golden().join("encoder")));
 }
 
 #[test]
 fn an_untied_head_is_read() {
-    let dir = copy_of("decoder");
-    let path = dir.path().join("model.safetensors");
-    let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    let doubled = (weights["model.embed_tokens.weight"].clone() * 2.0).unwrap();
-    weights.insert("lm_head.weight".into(), doubled);
-    candle_core::safetensors::save(&weights, &path).unwrap();
-    edit_json(&dir.path().join("config.json"), |config| config["tie_word_embeddings"] = json!(false));
+    let dir = configured("decoder", |config| config["tie_word_embeddings"] = json!(false));
+    edit_weights(dir.path(), |weights| {
+        let doubled = (&weights["model.embed_tokens.weight"] * 2.0).unwrap();
+        weights.insert("lm_head.weight".into(), doubled);
+    });
     let row = |dir: &Path| load_decoder(dir).unwrap().logits(&[461, 300]).unwrap().to_vec2::<f32>().unwrap();
     let tied: Vec<f32> = row(&golden().join("decoder"))[1].iter().map(|x| x * 2.0).collect();
     assert_same("untied logits", &row(dir.path())[1], &tied, 1e-5);

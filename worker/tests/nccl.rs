@@ -2,6 +2,7 @@
 //! that names the first fault instead of a hang.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod common;
 mod fake_nccl;
 
 use std::net::TcpListener;
@@ -11,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use common::gang::{listeners, on_ranks, options};
 use fake_nccl::{Fabric, FakeNccl, Fate};
 use llink_worker::collective::{AbortHandle, Collective, Nccl, RingOptions, UniqueId};
 use llink_worker::{Error, Result};
@@ -18,17 +20,8 @@ use llink_worker::{Error, Result};
 /// A timeout so long that a test which waits for it fails by its own clock.
 const LONG: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
-const SECRET: &[u8] = b"of this gang";
 
 type Gang = Nccl<FakeNccl>;
-
-fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
-    let bind = |_| TcpListener::bind("127.0.0.1:0").unwrap();
-    let listeners: Vec<TcpListener> = (0..world_size).map(bind).collect();
-    let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
-    let addresses = listeners.iter().map(address).collect();
-    (listeners, addresses)
-}
 
 /// The end of a rank: none when it died.
 type End<T> = Option<Result<T>>;
@@ -49,30 +42,37 @@ impl<'a> Run<'a> {
     /// Runs `work` on every rank, each on its own thread.
     fn on_all<T: Send>(&self, work: impl Fn(&mut Gang) -> Result<T> + Sync) -> Vec<End<T>> {
         let (listeners, addresses) = listeners(self.fates.len());
-        let rank = &|rank: usize, listener: &TcpListener| {
-            let options = RingOptions {
-                rank,
-                addresses: addresses.clone(),
-                generation: self.generation,
-                secret: SECRET.to_vec(),
-                sealed: true,
-                timeout: self.timeout,
-            };
+        let run = |rank: usize, listener: &TcpListener| {
+            let options = options(rank, &addresses, self.timeout);
+            let options = RingOptions { generation: self.generation, sealed: true, ..options };
             let api = FakeNccl::new(self.fabric, rank, self.fates[rank]);
             let mut gang = Nccl::connect(api, listener, &options, &self.id, AbortHandle::new())?;
             work(&mut gang)
         };
-        thread::scope(|scope| {
-            let threads: Vec<_> = listeners
-                .into_iter()
-                .enumerate()
-                .map(|(index, listener)| {
-                    scope.spawn(move || catch_unwind(AssertUnwindSafe(|| rank(index, &listener))).ok())
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        })
+        on_ranks(listeners, |rank, listener| catch_unwind(AssertUnwindSafe(|| run(rank, &listener))).ok())
     }
+}
+
+/// Returns why a rank that lives does not join a gang.
+fn refused(fabric: &Arc<Fabric>, listener: &TcpListener, options: &RingOptions, id: &UniqueId) -> String {
+    let api = FakeNccl::new(fabric, options.rank, Fate::Lives);
+    Nccl::connect(api, listener, options, id, AbortHandle::new()).err().unwrap().to_string()
+}
+
+/// Checks that a stranger who calls rank 0 is told `words`, and that rank 0 goes on waiting for its rank 1.
+fn turns_away(fabric: &Arc<Fabric>, change: impl FnOnce(&mut RingOptions), words: &str) {
+    let (doors, addresses) = listeners(2);
+    let host = options(0, &addresses, Duration::from_secs(1));
+    let mut stranger = options(1, &addresses, LONG);
+    change(&mut stranger);
+    let id = fabric.unique_id();
+    thread::scope(|scope| {
+        let waited = scope.spawn(|| refused(fabric, &doors[0], &host, &id));
+        let said = refused(fabric, &doors[1], &stranger, &id);
+        assert!(said.contains(words), "{said}");
+        let waited = waited.join().unwrap();
+        assert!(waited.contains("rank 1 did not connect"), "{waited}");
+    });
 }
 
 /// The number of calls in [`lesson`] at which a fault can occur. Making the communicator counts, ending it does not.
@@ -207,25 +207,8 @@ fn a_rank_that_never_comes_is_named() {
     let id = fabric.unique_id();
     listeners.truncate(2);
     let began = Instant::now();
-    let errors: Vec<String> = thread::scope(|scope| {
-        let join = |(rank, listener): (usize, TcpListener)| {
-            let (fabric, addresses) = (&fabric, addresses.clone());
-            scope.spawn(move || {
-                let options = RingOptions {
-                    rank,
-                    addresses,
-                    generation: 1,
-                    secret: SECRET.to_vec(),
-                    sealed: false,
-                    timeout: Duration::from_secs(1),
-                };
-                let api = FakeNccl::new(fabric, rank, Fate::Lives);
-                let joined = Nccl::connect(api, &listener, &options, &id, AbortHandle::new());
-                joined.err().map(|error| error.to_string()).unwrap()
-            })
-        };
-        let threads: Vec<_> = listeners.into_iter().enumerate().map(join).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    let errors: Vec<String> = on_ranks(listeners, |rank, listener| {
+        refused(&fabric, &listener, &options(rank, &addresses, Duration::from_secs(1)), &id)
     });
     assert!(began.elapsed() < SOON);
     for error in errors {
@@ -277,60 +260,13 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         assert_eq!(end.unwrap().unwrap(), expected(2));
     }
 
-    // A rank of generation 7 that woke up late calls the listener of generation 8.
-    let (mut doors, addresses) = listeners(2);
-    let (door, own) = (doors.remove(0), doors.remove(0));
-    let options = |rank, generation, timeout| RingOptions {
-        rank,
-        addresses: addresses.clone(),
-        generation,
-        secret: SECRET.to_vec(),
-        sealed: false,
-        timeout,
-    };
-    thread::scope(|scope| {
-        let host = scope.spawn(|| {
-            let api = FakeNccl::new(&fabric, 0, Fate::Lives);
-            let options = options(0, 8, Duration::from_secs(1));
-            Nccl::connect(api, &door, &options, &next.id, AbortHandle::new()).err().unwrap().to_string()
-        });
-        let api = FakeNccl::new(&fabric, 1, Fate::Lives);
-        let refused = Nccl::connect(api, &own, &options(1, 7, LONG), &first.id, AbortHandle::new());
-        let refused = refused.err().unwrap().to_string();
-        assert!(refused.contains("another generation"), "{refused}");
-        let waited = host.join().unwrap();
-        assert!(waited.contains("rank 1 did not connect"), "{waited}");
-    });
+    // A rank of another generation that woke up late calls the listener.
+    turns_away(&fabric, |stranger| stranger.generation = 6, "another generation");
 }
 
 #[test]
 fn who_does_not_know_the_secret_does_not_join() {
     let fabric = Arc::new(Fabric::default());
-    let id = fabric.unique_id();
-    let (mut doors, addresses) = listeners(2);
-    let (door, own) = (doors.remove(0), doors.remove(0));
-    let options = |rank, secret: &[u8], timeout| RingOptions {
-        rank,
-        addresses: addresses.clone(),
-        generation: 1,
-        secret: secret.to_vec(),
-        sealed: false,
-        timeout,
-    };
-    thread::scope(|scope| {
-        let host = scope.spawn(|| {
-            let api = FakeNccl::new(&fabric, 0, Fate::Lives);
-            let options = options(0, SECRET, Duration::from_secs(1));
-            let joined = Nccl::connect(api, &door, &options, &id, AbortHandle::new());
-            joined.err().unwrap().to_string()
-        });
-        let api = FakeNccl::new(&fabric, 1, Fate::Lives);
-        let stranger = options(1, b"of another gang", LONG);
-        let refused = Nccl::connect(api, &own, &stranger, &id, AbortHandle::new());
-        let refused = refused.err().unwrap().to_string();
-        assert!(refused.contains("another secret"), "{refused}");
-        let waited = host.join().unwrap();
-        assert!(waited.contains("rank 1 did not connect"), "{waited}");
-    });
+    turns_away(&fabric, |stranger| stranger.secret = b"of another gang".to_vec(), "another secret");
     assert_eq!(fabric.begun.load(std::sync::atomic::Ordering::SeqCst), 0, "NCCL was not called");
 }

@@ -2,17 +2,20 @@
 //! hang.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod common;
+
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use common::gang::{SECRET, listeners, on_ranks, on_ring, on_ring_of, options};
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-const SECRET: &[u8] = b"of this gang";
 
 /// Makes the opening of a connection by hand: the caller's hello, a nonce, and the proof that the secret is known.
 fn hello(generation: u64, rank: u64, listener: u64, world_size: u64, secret: &[u8]) -> Vec<u8> {
@@ -35,41 +38,6 @@ fn proof(secret: &[u8], who: &[u8], listener: u64, said_and_nonce: &[u8]) -> Vec
     mac.finalize().into_bytes().to_vec()
 }
 
-fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
-    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    (listeners, addresses)
-}
-
-/// Runs `work` on every rank of a ring, each on a thread of its own.
-fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
-    on_ring_of(world_size, false, timeout, work)
-}
-
-/// Does the same for a ring that is encrypted if `sealed`.
-fn on_ring_of<T: Send>(world_size: usize, sealed: bool, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
-    let (listeners, addresses) = listeners(world_size);
-    thread::scope(|scope| {
-        let ranks: Vec<_> = listeners
-            .into_iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let options = RingOptions {
-                    rank,
-                    addresses: addresses.clone(),
-                    generation: 7,
-                    secret: SECRET.to_vec(),
-                    sealed,
-                    timeout,
-                };
-                let work = &work;
-                scope.spawn(move || work(Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
-}
-
 /// Returns the values of rank `rank` in call `call`.
 fn values(call: usize, rank: usize, length: usize) -> Vec<f32> {
     (0..length).map(|i| ((i * 31 + rank * 17 + call * 7) as f32 * 0.37).sin()).collect()
@@ -80,7 +48,7 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
     for (world_size, sealed) in [(2, false), (3, false), (4, false), (5, false), (2, true), (4, true)] {
         // Every way in which a length divides among the ranks, and several pieces of the wire.
         let lengths: Vec<usize> = (0..=2 * world_size + 1).chain([9_973, 65_536 * world_size, 300_001]).collect();
-        let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
+        let results = on_ring_of(world_size, sealed, TIMEOUT, |ring| {
             let sum = |(call, length): (usize, &usize)| {
                 let mut own = values(call, ring.rank(), *length);
                 ring.all_reduce_sum(&mut own).unwrap();
@@ -105,7 +73,7 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
 #[test]
 fn a_sum_repeats_bit_for_bit() {
     let run = || {
-        on_ring(3, TIMEOUT, |mut ring| {
+        on_ring(3, TIMEOUT, |ring| {
             let mut own = values(1, ring.rank(), 10_007);
             ring.all_reduce_sum(&mut own).unwrap();
             own.into_iter().map(f32::to_bits).collect::<Vec<_>>()
@@ -118,7 +86,7 @@ fn a_sum_repeats_bit_for_bit() {
 fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
     let (gone_on, waits) = mpsc::channel();
     let (gone_on, waits) = (Mutex::new(Some(gone_on)), Mutex::new(waits));
-    let sums = on_ring(2, TIMEOUT, |mut ring| {
+    let sums = on_ring(2, TIMEOUT, |ring| {
         let rank = ring.rank();
         if rank == 1 {
             // Its part comes only after the other rank has continued without it.
@@ -152,7 +120,7 @@ fn tensor(rank: usize, length: usize) -> Tensor {
 #[test]
 fn a_rank_that_gives_up_amid_begun_sums_keeps_nobody_waiting() {
     let started = Instant::now();
-    let errors = on_ring(2, TIMEOUT, |mut ring| {
+    let errors = on_ring(2, TIMEOUT, |ring| {
         ring.begin_all_reduce(&tensor(ring.rank(), 50_000)).unwrap();
         if ring.rank() == 1 {
             return None;
@@ -171,7 +139,7 @@ fn gathers_and_broadcasts_bring_everyone_the_same() {
     for counts in [vec![0, 70_001], vec![99_999, 0, 1], vec![5, 40_000, 81_920, 0]] {
         let world_size = counts.len();
         let expected: Vec<f32> = counts.iter().enumerate().flat_map(|(rank, count)| values(0, rank, *count)).collect();
-        on_ring(world_size, TIMEOUT, |mut ring| {
+        on_ring(world_size, TIMEOUT, |ring| {
             let rank = ring.rank();
             assert_eq!(ring.all_gather(&values(0, rank, counts[rank]), &counts).unwrap(), expected);
             assert_eq!(ring.all_gather(&[], &vec![0; world_size]).unwrap(), Vec::<f32>::new());
@@ -194,7 +162,7 @@ fn gathers_and_broadcasts_bring_everyone_the_same() {
 #[test]
 fn a_barrier_waits_for_the_last() {
     let started = Instant::now();
-    let waited = on_ring(3, TIMEOUT, |mut ring| {
+    let waited = on_ring(3, TIMEOUT, |ring| {
         ring.barrier().unwrap();
         let from = Instant::now();
         if ring.rank() == 1 {
@@ -210,7 +178,7 @@ fn a_barrier_waits_for_the_last() {
 #[test]
 fn a_rank_that_dies_gives_the_others_an_error_at_once() {
     for (world_size, length, sealed) in [(2, 10, false), (3, 10, true), (4, 2_000_000, false), (4, 2_000_000, true)] {
-        let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
+        let results = on_ring_of(world_size, sealed, TIMEOUT, |ring| {
             ring.begin_step(41);
             ring.all_reduce_sum(&mut vec![1.0; 100]).unwrap();
             if ring.rank() == 1 {
@@ -240,7 +208,7 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
         let wait = Mutex::new(wait);
         let left = std::sync::atomic::AtomicUsize::new(2);
         let done = Mutex::new(Some(done));
-        on_ring_of(3, sealed, timeout, |mut ring| {
+        on_ring_of(3, sealed, timeout, |ring| {
             if ring.rank() == 2 {
                 // The rank is alive and connected, but sends nothing until the others have given up.
                 let _ = wait.lock().unwrap().recv();
@@ -266,7 +234,6 @@ fn a_trickle_does_not_extend_the_timeout() {
     let (mine, theirs) = (listeners.remove(0), listeners.remove(0));
     let target = addresses[0].clone();
     let peer = thread::spawn(move || {
-        use std::io::{Read, Write};
         let mut out = TcpStream::connect(target).unwrap();
         out.write_all(&hello(7, 1, 0, 2, SECRET)).unwrap();
         let (mut inbound, _) = theirs.accept().unwrap();
@@ -282,7 +249,7 @@ fn a_trickle_does_not_extend_the_timeout() {
         }
     });
     let timeout = Duration::from_millis(600);
-    let options = RingOptions { rank: 0, addresses, generation: 7, secret: SECRET.to_vec(), sealed: false, timeout };
+    let options = options(0, &addresses, timeout);
     let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
     let started = Instant::now();
     let error = ring.all_reduce_sum(&mut vec![1.0; 1000]).unwrap_err();
@@ -294,7 +261,7 @@ fn a_trickle_does_not_extend_the_timeout() {
 #[test]
 fn an_abort_from_another_thread_wakes_who_waits() {
     let started = Instant::now();
-    on_ring(2, Duration::from_secs(60), |mut ring| {
+    on_ring(2, Duration::from_secs(60), |ring| {
         let handle = ring.abort_handle();
         if ring.rank() == 1 {
             thread::sleep(Duration::from_millis(200));
@@ -317,14 +284,7 @@ fn an_abort_from_another_thread_wakes_who_waits() {
 #[test]
 fn an_abort_ends_connecting() {
     let (mut listeners, addresses) = listeners(2);
-    let options = RingOptions {
-        rank: 0,
-        addresses,
-        generation: 7,
-        secret: SECRET.to_vec(),
-        sealed: false,
-        timeout: Duration::from_secs(60),
-    };
+    let options = options(0, &addresses, Duration::from_secs(60));
     let handle = AbortHandle::new();
     let aborting = handle.clone();
     let abort = thread::spawn(move || {
@@ -340,9 +300,9 @@ fn an_abort_ends_connecting() {
 
 #[test]
 fn ranks_in_different_calls_find_out() {
-    let results = on_ring(2, TIMEOUT, |mut ring| match ring.rank() {
-        0 => ring.all_reduce_sum(&mut [1.0; 8]).unwrap_err().to_string(),
-        _ => ring.all_reduce_sum(&mut [1.0; 9]).unwrap_err().to_string(),
+    let results = on_ring(2, TIMEOUT, |ring| {
+        let values = 8 + ring.rank();
+        ring.all_reduce_sum(&mut vec![1.0; values]).unwrap_err().to_string()
     });
     // One rank names the fault. The other may name the same, or that the first one left.
     assert!(results.iter().any(|text| text.contains("8 values") && text.contains("9 values")), "{results:?}");
@@ -351,40 +311,16 @@ fn ranks_in_different_calls_find_out() {
 #[test]
 fn late_comers_of_another_generation_are_turned_away() {
     let (listeners, addresses) = listeners(2);
-    let timeout = Duration::from_secs(10);
-    let options = |rank, generation| RingOptions {
-        rank,
-        addresses: addresses.clone(),
-        generation,
-        secret: SECRET.to_vec(),
-        sealed: false,
-        timeout,
-    };
     // The late caller dials rank 0 before the true rank 1 does.
     let mut late = TcpStream::connect(&addresses[0]).unwrap();
-    {
-        use std::io::Write;
-        late.write_all(&hello(6, 1, 0, 2, SECRET)).unwrap();
-    }
-    thread::scope(|scope| {
-        let ranks: Vec<_> = listeners
-            .into_iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let options = options(rank, 7);
-                scope.spawn(move || {
-                    let mut ring = Ring::connect(listener, &options, AbortHandle::new()).unwrap();
-                    let mut sum = [1.0];
-                    ring.all_reduce_sum(&mut sum).unwrap();
-                    sum
-                })
-            })
-            .collect();
-        for rank in ranks {
-            assert_eq!(rank.join().unwrap(), [2.0]);
-        }
+    late.write_all(&hello(6, 1, 0, 2, SECRET)).unwrap();
+    let sums = on_ranks(listeners, |rank, listener| {
+        let options = options(rank, &addresses, Duration::from_secs(10));
+        let mut sum = [1.0];
+        Ring::connect(listener, &options, AbortHandle::new()).unwrap().all_reduce_sum(&mut sum).unwrap();
+        sum
     });
-    use std::io::Read;
+    assert_eq!(sums, [[2.0]; 2]);
     let mut verdict = [0];
     late.read_exact(&mut verdict).unwrap();
     assert_eq!(verdict, [2], "the late caller must be told that it belongs to another generation");
@@ -392,18 +328,9 @@ fn late_comers_of_another_generation_are_turned_away() {
 
 #[test]
 fn who_does_not_know_the_secret_neither_calls_nor_answers() {
-    use std::io::{Read, Write};
-    let (listeners, addresses) = listeners(2);
-    let mut listeners = listeners.into_iter();
-    let (mine, theirs) = (listeners.next().unwrap(), listeners.next().unwrap());
-    let options = RingOptions {
-        rank: 0,
-        addresses: addresses.clone(),
-        generation: 7,
-        secret: SECRET.to_vec(),
-        sealed: false,
-        timeout: Duration::from_secs(5),
-    };
+    let (mut listeners, addresses) = listeners(2);
+    let (mine, theirs) = (listeners.remove(0), listeners.remove(0));
+    let options = options(0, &addresses, Duration::from_secs(5));
     let ring = thread::spawn(move || Ring::connect(mine, &options, AbortHandle::new()).map(drop));
     // Everything in its message is right but the secret.
     let mut caller = TcpStream::connect(&addresses[0]).unwrap();
@@ -424,7 +351,6 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
 
 /// Relays between rank 0 and rank 1: forwards everything, records rank 0's bytes, and alters the chosen byte.
 fn listen_in(listener: TcpListener, to: String, alter: Option<usize>) -> thread::JoinHandle<Vec<u8>> {
-    use std::io::{Read, Write};
     thread::spawn(move || {
         let (mut caller, _) = listener.accept().unwrap();
         let mut called = TcpStream::connect(to).unwrap();
@@ -453,27 +379,12 @@ fn overheard(sealed: bool, alter: Option<usize>) -> (Vec<llink_worker::Result<Ve
     let between = TcpListener::bind("127.0.0.1:0").unwrap();
     let seen_by_0 = vec![addresses[0].clone(), between.local_addr().unwrap().to_string()];
     let ear = listen_in(between, addresses[1].clone(), alter);
-    let sums = thread::scope(|scope| {
-        let ranks: Vec<_> = listeners
-            .into_iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let options = RingOptions {
-                    rank,
-                    addresses: if rank == 0 { seen_by_0.clone() } else { addresses.clone() },
-                    generation: 7,
-                    secret: SECRET.to_vec(),
-                    sealed,
-                    timeout: TIMEOUT,
-                };
-                scope.spawn(move || {
-                    let mut ring = Ring::connect(listener, &options, AbortHandle::new()).unwrap();
-                    let mut values = vec![1.0; 20_000];
-                    ring.all_reduce_sum(&mut values).map(|()| values)
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    let sums = on_ranks(listeners, |rank, listener| {
+        let seen = [&seen_by_0, &addresses][rank];
+        let options = RingOptions { sealed, ..options(rank, seen, TIMEOUT) };
+        let mut ring = Ring::connect(listener, &options, AbortHandle::new()).unwrap();
+        let mut values = vec![1.0; 20_000];
+        ring.all_reduce_sum(&mut values).map(|()| values)
     });
     (sums, ear.join().unwrap())
 }
@@ -502,24 +413,10 @@ fn a_rank_of_another_generation_learns_why() {
     let (listeners, addresses) = listeners(2);
     let timeout = Duration::from_secs(3);
     let started = Instant::now();
-    let errors: Vec<String> = thread::scope(|scope| {
-        let ranks: Vec<_> = listeners
-            .into_iter()
-            .enumerate()
-            .map(|(rank, listener)| {
-                let generation = 7 + rank as u64;
-                let options = RingOptions {
-                    rank,
-                    addresses: addresses.clone(),
-                    generation,
-                    secret: SECRET.to_vec(),
-                    sealed: true,
-                    timeout,
-                };
-                scope.spawn(move || Ring::connect(listener, &options, AbortHandle::new()).err().unwrap().to_string())
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    let errors: Vec<String> = on_ranks(listeners, |rank, listener| {
+        let generation = 7 + rank as u64;
+        let options = RingOptions { generation, sealed: true, ..options(rank, &addresses, timeout) };
+        Ring::connect(listener, &options, AbortHandle::new()).err().unwrap().to_string()
     });
     assert!(errors.iter().any(|text| text.contains("another generation")), "{errors:?}");
     assert!(started.elapsed() < timeout + Duration::from_secs(2));
@@ -529,7 +426,7 @@ fn a_rank_of_another_generation_learns_why() {
 /// it.
 #[test]
 fn small_sums_take_no_longer_than_a_network_needs() {
-    let times = on_ring(2, TIMEOUT, |mut ring| {
+    let times = on_ring(2, TIMEOUT, |ring| {
         let mut times: Vec<Duration> = (0..300)
             .map(|_| {
                 let started = Instant::now();

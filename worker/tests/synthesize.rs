@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use llink_worker::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request, Unusable};
+use llink_proto::{ModelEndpoint, SynthesisPrompt};
+use llink_worker::synthesize::{Answer, Client, Request, Unusable};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -109,26 +110,22 @@ async fn answer(step: Step, request: &Value) -> Vec<u8> {
     }
 }
 
-fn endpoint(url: &str) -> Endpoint {
-    Endpoint {
-        section: "synthesize",
-        url: url.into(),
-        api_key_env: String::new(),
-        requests_per_minute: None,
-        timeout: Duration::from_millis(500),
-        patience: Patience { attempts: 4, first_wait: Duration::from_millis(10) },
-    }
+fn endpoint(url: &str) -> ModelEndpoint {
+    ModelEndpoint { url: url.into(), timeout_s: 0.5, attempts: 4, ..ModelEndpoint::default() }
+}
+
+fn client(endpoint: ModelEndpoint) -> Client {
+    Client::new("synthesize", endpoint).unwrap().with_first_wait(Duration::from_millis(10))
 }
 
 fn request() -> Request {
-    let prompt = Prompt { task: "summarize".into(), instruction: "Summarize.".into(), template: None };
+    let prompt = SynthesisPrompt { instruction: "Summarize.".into(), ..SynthesisPrompt::default() };
     Request::new("m", &prompt, "a fish", 64, 0.0)
 }
 
 /// Returns the answer that a new client gets.
 async fn ask(url: &str) -> Result<Answer, String> {
-    let client = Client::new(endpoint(url)).unwrap();
-    client.ask(&request()).await.map_err(|e| e.to_string())
+    client(endpoint(url)).ask(&request()).await.map_err(|e| e.to_string())
 }
 
 #[tokio::test]
@@ -154,7 +151,7 @@ async fn an_endpoint_is_left_alone_for_as_long_as_it_asks() {
     for header in ["retry-after: 1", "retry-after: 0.9", "retry-after-ms: 900", "x-ratelimit-reset-requests: 900ms"] {
         let busy = Step::Reply("429 Too Many Requests", format!("{header}\r\n"), String::new());
         let (url, asked) = server(vec![busy, fish()]).await;
-        let client = Client::new(endpoint(&url)).unwrap();
+        let client = client(endpoint(&url));
         let began = Instant::now();
         client.ask(&request()).await.unwrap();
         assert!(began.elapsed() >= Duration::from_millis(900), "{header}: {:?}", began.elapsed());
@@ -163,7 +160,7 @@ async fn an_endpoint_is_left_alone_for_as_long_as_it_asks() {
     // Other requests of the task wait too.
     let busy = Step::Reply("429 Too Many Requests", "retry-after: 1\r\n".into(), String::new());
     let (url, asked) = server(vec![busy, fish()]).await;
-    let client = Client::new(endpoint(&url)).unwrap();
+    let client = client(endpoint(&url));
     let request = request();
     let later = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -228,7 +225,7 @@ async fn only_whole_and_final_answers_are_answers() {
 #[tokio::test]
 async fn a_model_that_takes_other_parameters_is_asked_its_way_from_then_on() {
     let (url, asked) = server(vec![Step::Picky]).await;
-    let client = Client::new(endpoint(&url)).unwrap();
+    let client = client(endpoint(&url));
     assert!(client.warnings().is_empty());
     for _ in 0..3 {
         assert_eq!(client.ask(&request()).await.unwrap(), Answer::Text("A fish swims.".into()));
@@ -255,22 +252,20 @@ async fn the_key_comes_from_the_environment_and_is_never_shown() {
     let echo = json!({ "error": { "message": format!("Incorrect API key provided: {key}") } });
     for status in ["401 Unauthorized", "500 Oops"] {
         let (url, _) = server(vec![reply(status, echo.clone())]).await;
-        let keyed = Endpoint { api_key_env: name.into(), ..endpoint(&url) };
-        let client = Client::new(keyed).unwrap();
+        let client = client(ModelEndpoint { api_key_env: name.into(), ..endpoint(&url) });
         let said = client.ask(&request()).await.unwrap_err().to_string();
         assert!(said.contains("Incorrect API key") && !said.contains(key), "{said}");
         assert!(!format!("{client:?}").contains(key));
     }
-    let unset = Endpoint { api_key_env: "LLINK_TEST_NO_SUCH_KEY".into(), ..endpoint("http://127.0.0.1:1/v1") };
-    let said = Client::new(unset).unwrap_err().to_string();
+    let unset = ModelEndpoint { api_key_env: "LLINK_TEST_NO_SUCH_KEY".into(), ..endpoint("http://127.0.0.1:1/v1") };
+    let said = Client::new("synthesize", unset).unwrap_err().to_string();
     assert!(said.contains("LLINK_TEST_NO_SUCH_KEY"), "{said}");
 }
 
 #[tokio::test]
 async fn requests_keep_the_pace_that_is_allowed() {
     let (url, asked) = server(vec![fish()]).await;
-    let paced = Endpoint { requests_per_minute: Some(600.0), ..endpoint(&url) };
-    let client = Client::new(paced).unwrap();
+    let client = client(ModelEndpoint { requests_per_minute: Some(600.0), ..endpoint(&url) });
     let began = Instant::now();
     let request = request();
     let all = (0..6).map(|_| client.ask(&request));

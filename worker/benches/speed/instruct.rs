@@ -1,11 +1,10 @@
 //! How fast a step of Stage B is, on the inputs of the reference's own benchmark: random tokens, half of them the answer, eight
 //! slots, a step without usage contrast.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
-use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::collective::{AbortHandle, Collective, Ring, Solo};
 use llink_worker::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
 use llink_worker::llink::slot_losses::SlotWeights;
 use llink_worker::llink::usage_contrast::UsageContrast;
@@ -22,7 +21,7 @@ use llink_worker::train::step::StepSeconds;
 use llink_worker::{Error, Result};
 use serde_json::{Value, json};
 
-use super::Options;
+use super::{Options, gang};
 
 const LENGTH: usize = 96;
 const SLOTS: usize = 8;
@@ -67,39 +66,16 @@ struct Timed {
 
 /// Every rank's steps on a thread pool of its own; what the first one measured.
 fn on_ranks(decoder: &Llama, options: &Options, ranks: usize) -> Result<Timed> {
-    let io = |source| Error::Io { path: "listening on 127.0.0.1".into(), source };
-    let listeners: Vec<TcpListener> =
-        (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>().map_err(io)?;
-    let addresses: Vec<String> = listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.to_string()))
-        .collect::<std::io::Result<_>>()
-        .map_err(io)?;
+    let (listeners, addresses) = gang::listeners(ranks);
     let threads = (rayon::current_num_threads() / ranks).max(1);
-    let work = |rank: usize, listener: TcpListener| {
-        let ring = RingOptions {
-            rank,
-            addresses: addresses.clone(),
-            generation: 1,
-            secret: b"of this process".to_vec(),
-            sealed: false,
-            timeout: Duration::from_secs(600),
-        };
+    let all = gang::on_ranks(listeners, |rank, listener| {
+        let ring = gang::options(rank, &addresses, Duration::from_secs(600));
         let mut ring = Ring::connect(listener, &ring, AbortHandle::default())?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|error| Error::Input(format!("{threads} threads: {error}")))?;
         pool.install(|| time_steps(decoder, options, &mut ring))
-    };
-    std::thread::scope(|scope| {
-        let started: Vec<_> = listeners
-            .into_iter()
-            .enumerate()
-            .map(|(rank, listener)| scope.spawn(move || work(rank, listener)))
-            .collect();
-        let ended =
-            started.into_iter().map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        ended.collect::<Result<Vec<Timed>>>().map(|mut all| all.swap_remove(0))
-    })
+    });
+    all.into_iter().collect::<Result<Vec<Timed>>>().map(|mut all| all.swap_remove(0))
 }
 
 fn time_steps(decoder: &Llama, options: &Options, collective: &mut dyn Collective) -> Result<Timed> {

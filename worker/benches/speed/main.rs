@@ -4,6 +4,8 @@
 #![allow(clippy::print_stdout)]
 
 mod align;
+#[path = "../../tests/common/gang.rs"]
+mod gang;
 mod instruct;
 mod ring;
 mod tokenize;

@@ -7,21 +7,15 @@ use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
 use llink_worker::{Error, Result};
 use serde_json::{Value, json};
 
-use super::Options;
+use super::{Options, gang};
 
 /// Times sums on this rank after one to warm up. Each rank is a process, and all of them name the same addresses.
 pub(super) fn measure(options: &Options) -> Result<Value> {
     let own = options.addresses.get(options.rank);
     let own = own.ok_or_else(|| Error::Input(format!("no address of rank {}", options.rank)))?;
     let listener = TcpListener::bind(own).map_err(|source| Error::Io { path: own.clone(), source })?;
-    let ring = RingOptions {
-        rank: options.rank,
-        addresses: options.addresses.clone(),
-        generation: 1,
-        secret: b"of this bench".to_vec(),
-        sealed: options.sealed,
-        timeout: Duration::from_secs(100),
-    };
+    let ring = gang::options(options.rank, &options.addresses, Duration::from_secs(100));
+    let ring = RingOptions { sealed: options.sealed, ..ring };
     let mut ring = Ring::connect(listener, &ring, AbortHandle::default())?;
     let mut values = vec![1.0; options.n];
     let mut timed = Vec::with_capacity(options.steps);
