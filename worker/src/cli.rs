@@ -79,7 +79,6 @@ fn cores() -> usize {
 /// Returns the exit code of a worker, with the meaning that it has for `llink-coord`: 2 a wrong option, 5 no such
 /// device, 6 no coordinator or a taken port, 8 refused by it, 75 (`EX_TEMPFAIL`) stopped while a job runs,
 /// 1 anything else.
-#[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ReachError>() || error.is::<WrongRoots>() {
         return 2;

@@ -10,10 +10,8 @@ use serde::Serialize;
 pub const SYSTEM: &str = "You compare two answers to the same task about a text. Prefer the one that does the task better and \
 says what the text says, numbers and names included; length and style count little. Reply with one letter: A, B, or T for a tie.";
 
-/// The two answers to compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Comparison<'a> {
-    /// The instruction about the text.
     pub instruction: &'a str,
     /// The meaning of the text, in English.
     pub english: &'a str,
@@ -36,11 +34,8 @@ pub enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The job's own answer is better.
     Ours,
-    /// The other answer is better.
     Theirs,
-    /// Neither answer is better.
     Tie,
 }
 
@@ -60,7 +55,6 @@ pub enum Preference {
 
 impl Comparison<'_> {
     /// Returns the prompt for the judge.
-    #[must_use]
     pub fn prompt(&self, order: Order) -> String {
         let (a, b) = match order {
             Order::OursFirst => (self.ours, self.theirs),
@@ -118,7 +112,6 @@ impl Verdict {
     /// Reads the verdict of a reply, or returns `None` if there is none. A letter alone in the last sentence takes
     /// precedence over one in the first, because models reason before they decide. A letter elsewhere counts if no
     /// other letter is named.
-    #[must_use]
     pub fn of(reply: &str, order: Order) -> Option<Self> {
         let sentences = reply.split(['\n', '.', '!', '?']).map(words);
         let sentences: Vec<Vec<&str>> = sentences.filter(|words| !words.is_empty()).collect();
@@ -199,7 +192,6 @@ fn is_article(words: &[&str], at: usize) -> bool {
 impl Preference {
     /// Combines the verdicts of both orders. An answer that profits from the first position in one order loses by it in the
     /// other.
-    #[must_use]
     pub fn of(verdicts: impl IntoIterator<Item = Option<Verdict>>) -> Self {
         let score = |verdict| match verdict {
             Verdict::Ours => 1,

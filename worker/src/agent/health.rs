@@ -22,7 +22,6 @@ pub struct NotFree(SocketAddr);
 pub(super) struct Readiness(Option<HealthReporter>);
 
 impl Readiness {
-    /// Starts the service.
     pub(super) async fn serve(address: Option<SocketAddr>) -> anyhow::Result<Self> {
         let Some(address) = address else {
             return Ok(Self::default());

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use llink_proto::{HeartbeatRequest, RegisterResponse, TaskProgress};
 use tokio::sync::oneshot;
 
 use super::{Client, LeaseId, TaskControl};
+use crate::control::lock;
 
 type Leases = Arc<Mutex<HashMap<LeaseId, Arc<TaskControl>>>>;
 
@@ -34,12 +35,11 @@ impl Heartbeats {
     /// Adds a lease to the heartbeats, which renew it.
     pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
         self.work_left.store(true, Ordering::Relaxed);
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, control);
+        lock(&self.leases).insert(lease, control);
     }
 
-    /// Removes a lease that is over.
     pub(super) fn forget(&self, lease: LeaseId) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
+        lock(&self.leases).remove(&lease);
     }
 
     /// Returns true if a job was running at the coordinator's last answer.
@@ -75,22 +75,21 @@ async fn beat(
     let mut heard = Instant::now();
     let why = loop {
         tokio::time::sleep(interval).await;
-        let held: Vec<(LeaseId, Arc<TaskControl>)> = {
-            let leases = leases.lock().unwrap_or_else(PoisonError::into_inner);
-            leases.iter().map(|(id, control)| (*id, control.clone())).collect()
+        let held = lock(&leases).clone();
+        let progress = |(&(task_id, token), control): (&LeaseId, &Arc<TaskControl>)| TaskProgress {
+            task_id,
+            token,
+            ..control.progress()
         };
-        let request = HeartbeatRequest {
-            worker_id: registered.worker_id.clone(),
-            running: held.iter().map(|(id, control)| progress(*id, control)).collect(),
-        };
+        let request =
+            HeartbeatRequest { worker_id: registered.worker_id.clone(), running: held.iter().map(progress).collect() };
         match tokio::time::timeout(lease, client.heartbeat(request)).await {
             Ok(Ok(answer)) => {
                 heard = Instant::now();
                 let answer = answer.into_inner();
                 work_left.store(answer.work_left, Ordering::Relaxed);
                 for abort in &answer.aborts {
-                    let aborted = held.iter().find(|(id, _)| *id == (abort.task_id, abort.token));
-                    if let Some((_, control)) = aborted {
+                    if let Some(control) = held.get(&(abort.task_id, abort.token)) {
                         control.stop(&abort.reason);
                     }
                 }
@@ -105,16 +104,4 @@ async fn beat(
     };
     // The session may have ended already.
     let _ = lose.send(why);
-}
-
-fn progress((task_id, token): LeaseId, control: &TaskControl) -> TaskProgress {
-    let progress = control.progress();
-    TaskProgress {
-        task_id,
-        token,
-        done: progress.done,
-        total: progress.total,
-        figures: progress.figures,
-        place: progress.place,
-    }
 }

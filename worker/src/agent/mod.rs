@@ -43,13 +43,10 @@ const RETRY: Duration = Duration::from_millis(300);
 /// The options of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
-    /// The coordinator's URL.
     pub coordinator: String,
     /// The worker's name for people.
     pub name: String,
-    /// Number of computing threads.
     pub threads: usize,
-    /// The device to compute on.
     pub compute: Compute,
     /// The longest time without the coordinator before giving up; `None` never gives up.
     pub connect_timeout: Option<Duration>,
@@ -63,7 +60,6 @@ pub struct AgentOptions {
     pub roots: Roots,
     /// The corpus and the models that the program carries inside.
     pub built_in: Option<&'static dyn BuiltIn>,
-    /// The address of the health service.
     pub health: Option<SocketAddr>,
 }
 
@@ -119,7 +115,6 @@ pub struct WorkLeft;
 #[error("no coordinator at {0}")]
 pub struct OutOfReach(String);
 
-/// The reason for the end of a registration.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     /// The coordinator closed it, and the worker may register again.
@@ -154,16 +149,11 @@ async fn session(
     let mut session = Session {
         client: client.clone(),
         registered: registered.clone(),
-        threads: options.threads,
-        compute: options.compute.clone(),
-        grace: options.grace,
-        roots: options.roots.clone(),
-        built_in: options.built_in,
+        options: options.clone(),
         models: models.clone(),
         turns: Arc::default(),
         running: HashMap::new(),
         ended,
-        coordinator: options.coordinator.clone(),
         leaving: None,
     };
     let mut beats = heartbeat::start(client, &registered, work_left.clone());
@@ -266,7 +256,6 @@ fn description(options: &AgentOptions) -> RegisterRequest {
 }
 
 /// Returns this machine's name, or `worker`.
-#[must_use]
 pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {

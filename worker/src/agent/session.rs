@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use llink_datasets::built_in::BuiltIn;
-use llink_datasets::roots::Roots;
 use llink_proto::{
     Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, RendezvousResponse,
     ReportRequest, Seat, TaskResult, instruction, report_request,
@@ -16,9 +14,7 @@ use tonic::Code;
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
-use crate::collective::Met;
-use crate::device::Compute;
+use super::{AgentOptions, Client, LeaseId, RETRY, TaskControl, heartbeat};
 use crate::tasks::{self, ModelCache, TaskContext, Turns};
 
 /// A report is retried for this long before the worker registers again.
@@ -38,17 +34,11 @@ pub(super) type Outcome = Result<TaskResult, Failure>;
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) registered: RegisterResponse,
-    pub(super) threads: usize,
-    pub(super) compute: Compute,
-    /// The time that tasks have to save their state after this worker is told to stop.
-    pub(super) grace: Duration,
-    pub(super) roots: Roots,
-    pub(super) built_in: Option<&'static dyn BuiltIn>,
+    pub(super) options: AgentOptions,
     pub(super) models: Arc<ModelCache>,
     pub(super) turns: Arc<Turns>,
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
     pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
-    pub(super) coordinator: String,
     /// The time at which this worker was told to stop.
     pub(super) leaving: Option<Instant>,
 }
@@ -56,8 +46,7 @@ pub(super) struct Session {
 impl Session {
     /// Returns true if a worker that was told to stop can end: no task is left, or their time is up.
     pub(super) fn has_left(&self) -> bool {
-        let patience_is_over = |since: Instant| since.elapsed() > self.grace;
-        self.leaving.is_some_and(|since| self.running.is_empty() || patience_is_over(since))
+        self.leaving.is_some_and(|since| self.running.is_empty() || since.elapsed() > self.options.grace)
     }
 
     pub(super) fn check_stuck(&self) -> Result<(), Stuck> {
@@ -102,19 +91,19 @@ impl Session {
             let _ = ended.send((lease, Err(failure)));
             return;
         };
+        let options = &self.options;
         let context = TaskContext {
             output_url: task.output_url.clone(),
-            roots: self.roots.clone(),
+            roots: options.roots.clone(),
             runtime: tokio::runtime::Handle::current(),
             control,
             seat: assignment.seat,
             rendezvous: self.rendezvous(lease, assignment.seat),
-            local_address: local_address(&self.coordinator),
-            threads: self.threads,
-            compute: self.compute.clone(),
+            local_address: local_address(&options.coordinator),
+            compute: options.compute.clone(),
             models: self.models.clone(),
             turns: self.turns.clone(),
-            built_in: self.built_in,
+            built_in: options.built_in,
             token: assignment.token,
         };
         std::thread::spawn(move || {
@@ -134,7 +123,7 @@ impl Session {
         &self,
         lease: LeaseId,
         seat: Option<Seat>,
-    ) -> Box<dyn Fn(String) -> crate::Result<Met> + Send + Sync> {
+    ) -> Box<dyn Fn(String) -> crate::Result<RendezvousResponse> + Send + Sync> {
         let client = self.client.clone();
         let worker_id = self.registered.worker_id.clone();
         let runtime = tokio::runtime::Handle::current();
@@ -145,8 +134,7 @@ impl Session {
                 RendezvousRequest { worker_id: worker_id.clone(), task_id: lease.0, token: lease.1, rank, address };
             let met = runtime.block_on(client.rendezvous(request));
             let met = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
-            let RendezvousResponse { addresses, secret, sealed } = met.into_inner();
-            Ok(Met { addresses, secret, sealed })
+            Ok(met.into_inner())
         })
     }
 

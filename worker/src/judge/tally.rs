@@ -13,9 +13,7 @@ const OUTSIDE: f64 = 0.05;
 /// Two answers, with the verdicts about them.
 #[derive(Debug, Clone)]
 pub struct JudgedPair<'a> {
-    /// The job's own answer.
     pub ours: &'a str,
-    /// The answer that it was compared with.
     pub theirs: &'a str,
     /// The verdicts of each run, in both orders.
     pub runs: Vec<[Option<Verdict>; 2]>,
@@ -23,7 +21,6 @@ pub struct JudgedPair<'a> {
 
 impl JudgedPair<'_> {
     /// Combines the verdicts of all runs.
-    #[must_use]
     pub fn preference(&self) -> Preference {
         Preference::of(self.runs.iter().flatten().copied())
     }
@@ -43,7 +40,6 @@ impl JudgedPair<'_> {
 }
 
 /// Counts the verdicts about `pairs`.
-#[must_use]
 pub fn tally(pairs: &[&JudgedPair<'_>]) -> Judged {
     let count = |wanted| pairs.iter().filter(|pair| pair.preference() == wanted).count() as u64;
     let worth = |pair: &&JudgedPair<'_>| match pair.preference() {
