@@ -1,6 +1,6 @@
 //! Sends requests to an OpenAI-compatible endpoint, with retries and back-off, and never faster than allowed.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use llink_datasets::shown::ShownUrl;
@@ -13,6 +13,7 @@ use super::dialect::{Dialect, Temperature};
 use super::prompt::Request;
 use super::retry_after::asked_wait;
 use super::said::{Meaning, Said};
+use crate::control::lock;
 use crate::{Error, Result};
 
 /// The most bytes of an answer that are read. An endpoint that sends more is broken.
@@ -20,51 +21,9 @@ const LARGEST_ANSWER: usize = 4 << 20;
 /// The longest `Retry-After` that is obeyed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// The endpoint's URL, and the limits of requests to it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Endpoint {
-    /// The endpoint's section in the job file, for errors.
-    pub section: &'static str,
-    /// The base URL, which ends in `/v1`.
-    pub url: String,
-    /// The environment variable that holds the key; empty: no key is sent.
-    pub api_key_env: String,
-    /// The most requests that start in a minute; `None` sets no limit.
-    pub requests_per_minute: Option<f64>,
-    /// The time limit of one request.
-    pub timeout: Duration,
-    /// The retries of a failed request.
-    pub patience: Patience,
-}
-
-/// The wait before the second try of a job's request.
+/// The wait before the second try of a request. Each further wait is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-impl Endpoint {
-    /// Makes an endpoint from the settings in `section` of a job.
-    #[must_use]
-    pub fn of(section: &'static str, endpoint: &ModelEndpoint) -> Self {
-        Self {
-            section,
-            url: endpoint.url.clone(),
-            api_key_env: endpoint.api_key_env.clone(),
-            requests_per_minute: endpoint.requests_per_minute,
-            timeout: Duration::from_secs_f64(endpoint.timeout_s),
-            patience: Patience { attempts: endpoint.attempts, first_wait: FIRST_WAIT },
-        }
-    }
-}
-
-/// The number of tries of a request, and the first wait. Each further wait is twice as long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// The number of tries, the first one included.
-    pub attempts: u32,
-    /// The wait before the second try.
-    pub first_wait: Duration,
-}
-
-/// The fault of one try.
 enum Fault {
     /// A later try may succeed, after at least this wait.
     Passing { reason: String, wait: Option<Duration> },
@@ -77,7 +36,10 @@ enum Fault {
 /// A client of an endpoint. The key is in no message, event or debug output.
 pub struct Client {
     http: reqwest::Client,
-    endpoint: Endpoint,
+    /// The endpoint's section in the job file, for errors.
+    section: &'static str,
+    endpoint: ModelEndpoint,
+    first_wait: Duration,
     key: Option<Key>,
     next_start: Mutex<Instant>,
     dialect: Mutex<Dialect>,
@@ -111,28 +73,36 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Makes a client and reads the key.
+    /// Makes a client for the endpoint in `section` of a job, and reads the key.
     ///
     /// # Errors
     /// [`Error::Input`] where the key's variable is not set or the URL is invalid.
-    pub fn new(endpoint: Endpoint) -> Result<Self> {
+    pub fn new(section: &'static str, endpoint: ModelEndpoint) -> Result<Self> {
         let refuse = |reason: String| Error::Input(format!("{}: {reason}", ShownUrl::of(&endpoint.url)));
         let key = match endpoint.api_key_env.as_str() {
             "" => None,
             name => Some(Key::from_variable(name).map_err(&refuse)?),
         };
+        let timeout = Duration::from_secs_f64(endpoint.timeout_s);
         let http = reqwest::Client::builder()
-            .timeout(endpoint.timeout)
-            .connect_timeout(endpoint.timeout.min(Duration::from_secs(10)))
+            .timeout(timeout)
+            .connect_timeout(timeout.min(Duration::from_secs(10)))
             // The job's URL was checked, but not the target of a redirect.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| refuse(e.to_string()))?;
-        Ok(Self { http, endpoint, key, next_start: Mutex::new(Instant::now()), dialect: Mutex::default() })
+        let (next_start, dialect) = (Mutex::new(Instant::now()), Mutex::default());
+        Ok(Self { http, section, endpoint, first_wait: FIRST_WAIT, key, next_start, dialect })
+    }
+
+    /// Sets the wait before the second try of a request.
+    #[must_use]
+    pub const fn with_first_wait(mut self, wait: Duration) -> Self {
+        self.first_wait = wait;
+        self
     }
 
     /// Returns warnings for people about differences between the endpoint's behavior and the job's settings.
-    #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let left_out = self.dialect().temperature == Temperature::LeftOut;
         let warning = || {
@@ -150,7 +120,7 @@ impl Client {
     /// # Errors
     /// [`Error::Input`] where the endpoint refuses every request alike (no such model, no access), or every try failed.
     pub async fn ask(&self, request: &Request) -> Result<Answer> {
-        let Patience { attempts, first_wait } = self.endpoint.patience;
+        let (attempts, first_wait) = (self.endpoint.attempts, self.first_wait);
         // The factor spreads the retries of requests that failed together.
         let apart = first_wait.mul_f64(request.fraction());
         let mut backoff = first_wait;
@@ -192,12 +162,12 @@ impl Client {
     }
 
     fn dialect(&self) -> Dialect {
-        *self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.dialect)
     }
 
     /// Changes the dialect as a refusal asks. Returns true if the refused request can be written in another way.
     fn learn(&self, used: Dialect, said: &Said) -> bool {
-        let mut dialect = self.dialect.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dialect = lock(&self.dialect);
         if *dialect == used {
             let Some(wanted) = used.wanted_by(said) else {
                 return false;
@@ -213,7 +183,7 @@ impl Client {
         let rate = self.endpoint.requests_per_minute;
         let apart = rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate));
         let turn = {
-            let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = lock(&self.next_start);
             let turn = (*next).max(Instant::now());
             *next = turn + apart;
             turn
@@ -223,7 +193,7 @@ impl Client {
 
     /// Starts no request before the endpoint's requested wait is over.
     fn hold_back(&self, wait: Duration) {
-        let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next_start);
         *next = (*next).max(Instant::now() + wait);
     }
 
@@ -261,7 +231,7 @@ impl Client {
             Meaning::Filtered => Ok(Answer::Unusable(Unusable::Filtered, said.text)),
             Meaning::Rejected => Err(Fault::Refused(said)),
             Meaning::Passing => Err(Fault::Passing { reason: format!("it answered {}", said.described()), wait }),
-            Meaning::Lasting => Err(Fault::Lasting(match said.advice(self.endpoint.section) {
+            Meaning::Lasting => Err(Fault::Lasting(match said.advice(self.section) {
                 Some(advice) => format!("it answered {}; {advice}", said.described()),
                 None => format!("it answered {}", said.described()),
             })),

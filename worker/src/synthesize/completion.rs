@@ -39,7 +39,6 @@ pub enum Unusable {
 
 impl Unusable {
     /// Returns the name in counts, after `dropped_`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::CutOff => "cut_off",
@@ -52,7 +51,6 @@ impl Unusable {
     }
 }
 
-/// The content of a successful reply's body.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Body {
     Answer(Answer),

@@ -13,7 +13,6 @@ pub(super) struct Dialect {
     pub(super) system: System,
 }
 
-/// The name of the token limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Limit {
     #[default]
@@ -21,7 +20,6 @@ pub(super) enum Limit {
     MaxCompletionTokens,
 }
 
-/// Whether the temperature is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Temperature {
     #[default]
@@ -29,7 +27,6 @@ pub(super) enum Temperature {
     LeftOut,
 }
 
-/// The place of the system message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum System {
     #[default]

@@ -11,7 +11,7 @@ mod retry_after;
 mod said;
 mod thoughts;
 
-pub use client::{Client, Endpoint, Patience};
+pub use client::Client;
 pub use completion::{Answer, Unusable};
-pub use prompt::{Prompt, Request};
+pub use prompt::Request;
 pub use refusal::is_refusal;

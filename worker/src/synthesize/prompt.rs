@@ -1,6 +1,7 @@
 //! The requests to a large model.
 
 use llink_datasets::manifest::sha256_hex;
+use llink_proto::SynthesisPrompt;
 use serde_json::json;
 
 use super::dialect::{Dialect, Limit, System, Temperature};
@@ -10,17 +11,6 @@ const TEMPLATE: &str = "{instruction}\n\nText: {english}";
 /// The system message, which limits answers to the content of the text.
 const SYSTEM: &str = "You are given a text. Do what is asked, from what the text says and nothing else. Answer in English, \
 with the answer alone.";
-
-/// A task for which examples are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    /// The task's name, such as `summarize`.
-    pub task: String,
-    /// The instruction of the example.
-    pub instruction: String,
-    /// The prompt for the model, with `{instruction}` and `{english}`; `None`: the default.
-    pub template: Option<String>,
-}
 
 /// A request to a model. Equal requests have equal answers: answers are cached by [`Request::hash`].
 #[derive(Debug, Clone, PartialEq)]
@@ -34,21 +24,18 @@ pub struct Request {
 
 impl Request {
     /// Makes a request to `model` about an English text.
-    #[must_use]
-    pub fn new(model: &str, prompt: &Prompt, english: &str, max_tokens: u32, temperature: f64) -> Self {
-        let template = prompt.template.as_deref().unwrap_or(TEMPLATE);
+    pub fn new(model: &str, prompt: &SynthesisPrompt, english: &str, max_tokens: u32, temperature: f64) -> Self {
+        let template = prompt.prompt.as_deref().unwrap_or(TEMPLATE);
         // The text is inserted last, so that placeholders in it have no effect.
         let asked = template.replace("{instruction}", &prompt.instruction).replace("{english}", english);
         Self::chat(model, SYSTEM, &asked, max_tokens, temperature)
     }
 
     /// Makes a request to `model` with any question.
-    #[must_use]
     pub fn chat(model: &str, system: &str, asked: &str, max_tokens: u32, temperature: f64) -> Self {
         Self { model: model.into(), system: system.into(), asked: asked.into(), max_tokens, temperature }
     }
 
-    /// Returns the request's body in a dialect.
     pub(super) fn body(&self, dialect: Dialect) -> String {
         let messages = match dialect.system {
             System::OwnMessage => json!([
@@ -78,7 +65,6 @@ impl Request {
     }
 
     /// Returns the SHA-256 of the request, which does not depend on the endpoint's dialect.
-    #[must_use]
     pub fn hash(&self) -> String {
         sha256_hex(self.body(Dialect::default()).as_bytes())
     }
@@ -90,7 +76,7 @@ mod tests {
 
     #[test]
     fn requests_are_told_apart_by_everything_that_is_asked() {
-        let prompt = Prompt { task: "summarize".into(), instruction: "Summarize.".into(), template: None };
+        let prompt = SynthesisPrompt { instruction: "Summarize.".into(), ..SynthesisPrompt::default() };
         let request = |text: &str, temperature: f64| Request::new("m", &prompt, text, 64, temperature).hash();
         assert_eq!(request("a", 0.0), request("a", 0.0));
         assert_ne!(request("a", 0.0), request("b", 0.0));

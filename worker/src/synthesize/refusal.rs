@@ -19,7 +19,6 @@ const REFUSALS: [&str; 14] = [
 ];
 
 /// Returns true if an answer begins like a refusal. `more` holds the job's own beginnings.
-#[must_use]
 pub fn is_refusal(answer: &str, more: &[String]) -> bool {
     let answer = plain(answer);
     let answer = answer.trim_start();

@@ -21,7 +21,6 @@ pub(super) struct Said {
     pub(super) text: String,
 }
 
-/// The meaning of a refusal for the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// A content filter blocked the request or the answer.
