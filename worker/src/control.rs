@@ -1,83 +1,54 @@
 //! The state that a running task shares with the agent: its progress, and the order to stop.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::collective::Position;
-use crate::{Error, Result};
+use llink_proto::TaskProgress;
 
-/// The progress of a task.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Progress {
-    /// How much of `total` is done, in the stage's unit.
-    pub done: u64,
-    /// The whole amount, or 0 while it is not known.
-    pub total: u64,
-    /// The newest loss, temperature, …
-    pub figures: BTreeMap<String, f64>,
-    /// The position of a rank in its training; empty for other tasks.
-    pub place: String,
+use crate::Result;
+use crate::collective::{AbortHandle, Position};
+
+/// Locks a value. Every write leaves it consistent, so it is used after a panic of another thread too.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A callback that runs once, when the task is told to stop.
-type OnStop = Box<dyn FnOnce(&str) + Send>;
-
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
-    progress: Progress,
-    stopped: Option<(String, Instant)>,
-    on_stop: Vec<OnStop>,
+    progress: TaskProgress,
     position: Option<Position>,
 }
 
 /// The state that a task's thread and the agent share.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct TaskControl {
     // The task writes it a few times a second, and the agent reads it at each heartbeat.
     state: Mutex<State>,
-}
-
-impl std::fmt::Debug for TaskControl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.state();
-        f.debug_struct("TaskControl")
-            .field("progress", &state.progress)
-            .field("stopped", &state.stopped)
-            .finish_non_exhaustive()
-    }
+    stop: AbortHandle,
 }
 
 impl TaskControl {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each write leaves the state complete, so a panic of another thread is harmless.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets the progress of the task.
+    /// Sets how much of `total` is done, in the stage's unit. The total is 0 while it is not known.
     pub fn advance(&self, done: u64, total: u64) {
-        let mut state = self.state();
-        (state.progress.done, state.progress.total) = (done, total);
+        let progress = &mut lock(&self.state).progress;
+        (progress.done, progress.total) = (done, total);
     }
 
     /// Sets figures that are shown to people.
     pub fn show(&self, figures: impl IntoIterator<Item = (impl Into<String>, f64)>) {
-        let mut state = self.state();
-        for (name, value) in figures {
-            state.progress.figures.insert(name.into(), value);
-        }
+        let figures = figures.into_iter().map(|(name, value)| (name.into(), value));
+        lock(&self.state).progress.figures.extend(figures);
     }
 
     /// From now on, reports `position` as the task's place.
     pub fn is_at(&self, position: Position) {
-        self.state().position = Some(position);
+        lock(&self.state).position = Some(position);
     }
 
-    /// Returns the progress of the task.
-    #[must_use]
-    pub fn progress(&self) -> Progress {
-        let state = self.state();
-        Progress {
+    /// Returns the progress of the task, without the task's own id and token.
+    pub fn progress(&self) -> TaskProgress {
+        let state = lock(&self.state);
+        TaskProgress {
             place: state.position.as_ref().map(ToString::to_string).unwrap_or_default(),
             ..state.progress.clone()
         }
@@ -85,46 +56,25 @@ impl TaskControl {
 
     /// Tells the task to stop. Only the first reason counts.
     pub fn stop(&self, reason: &str) {
-        let callbacks = {
-            let mut state = self.state();
-            if state.stopped.is_some() {
-                return;
-            }
-            state.stopped = Some((reason.into(), Instant::now()));
-            std::mem::take(&mut state.on_stop)
-        };
-        for callback in callbacks {
-            callback(reason);
-        }
+        self.stop.abort(reason);
     }
 
     /// Returns the time since the task was told to stop, if it was.
-    #[must_use]
     pub fn stopped_for(&self) -> Option<Duration> {
-        self.state().stopped.as_ref().map(|(_, at)| at.elapsed())
+        self.stop.aborted_for()
     }
 
     /// Calls `f` when the task is told to stop, or at once if it already was. It wakes blocked calls.
-    pub fn on_stop(&self, f: impl FnOnce(&str) + Send + 'static) {
-        let reason = {
-            let mut state = self.state();
-            match &state.stopped {
-                Some((reason, _)) => reason.clone(),
-                None => return state.on_stop.push(Box::new(f)),
-            }
-        };
-        f(&reason);
+    pub fn on_stop(&self, f: impl Fn(&str) + Send + 'static) {
+        self.stop.on_abort(f);
     }
 
     /// Fails after the task was told to stop. Tasks call it between pieces of work.
     ///
     /// # Errors
-    /// [`Error::Aborted`] with the reason.
+    /// [`crate::Error::Aborted`] with the reason.
     pub fn check(&self) -> Result<()> {
-        match &self.state().stopped {
-            Some((reason, _)) => Err(Error::Aborted(reason.clone())),
-            None => Ok(()),
-        }
+        self.stop.check()
     }
 }
 

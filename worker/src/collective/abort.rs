@@ -1,7 +1,9 @@
 //! Aborts a collective from another thread.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use crate::control::lock;
 use crate::{Error, Result};
 
 /// Aborts a collective from any thread: a waiting call returns at once, and every later call fails.
@@ -14,31 +16,33 @@ pub struct AbortHandle {
 
 #[derive(Default)]
 struct State {
-    reason: Option<String>,
-    /// Functions that wake the transport, by closing sockets or aborting a communicator.
-    hooks: Vec<Box<dyn Fn() + Send>>,
+    /// The reason, and when it was given.
+    aborted: Option<(String, Instant)>,
+    hooks: Vec<Hook>,
 }
+
+/// Wakes who waits, by closing sockets or aborting a communicator.
+type Hook = Box<dyn Fn(&str) + Send>;
 
 impl AbortHandle {
     /// Makes a handle that is not aborted.
-    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Aborts the collective. The first reason stays.
     pub fn abort(&self, reason: impl Into<String>) {
-        let mut state = self.lock();
-        if state.reason.is_none() {
-            state.reason = Some(reason.into());
-            state.hooks.iter().for_each(|hook| hook());
+        let mut state = lock(&self.state);
+        if state.aborted.is_none() {
+            let reason = reason.into();
+            state.hooks.iter().for_each(|hook| hook(&reason));
+            state.aborted = Some((reason, Instant::now()));
         }
     }
 
-    /// Returns the reason of the abort, if there was one.
-    #[must_use]
-    pub fn reason(&self) -> Option<String> {
-        self.lock().reason.clone()
+    /// Returns the time since the abort, if there was one.
+    pub fn aborted_for(&self) -> Option<Duration> {
+        lock(&self.state).aborted.as_ref().map(|(_, at)| at.elapsed())
     }
 
     /// Fails after the collective was aborted.
@@ -46,30 +50,24 @@ impl AbortHandle {
     /// # Errors
     /// [`Error::Aborted`] with the reason.
     pub fn check(&self) -> Result<()> {
-        match self.reason() {
-            Some(reason) => Err(Error::Aborted(reason)),
+        match &lock(&self.state).aborted {
+            Some((reason, _)) => Err(Error::Aborted(reason.clone())),
             None => Ok(()),
         }
     }
 
-    /// Runs `hook` when the collective is aborted, or at once if it already was.
-    pub fn on_abort(&self, hook: impl Fn() + Send + 'static) {
-        let mut state = self.lock();
-        if state.reason.is_some() {
-            hook();
-        } else {
-            state.hooks.push(Box::new(hook));
+    /// Runs `hook` with the reason when the collective is aborted, or at once if it already was.
+    pub fn on_abort(&self, hook: impl Fn(&str) + Send + 'static) {
+        let mut state = lock(&self.state);
+        match &state.aborted {
+            Some((reason, _)) => hook(reason),
+            None => state.hooks.push(Box::new(hook)),
         }
-    }
-
-    /// A panic under the lock leaves the state consistent, so a poisoned lock is used.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Debug for AbortHandle {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("AbortHandle").field("reason", &self.reason()).finish()
+        formatter.debug_struct("AbortHandle").field("aborted", &lock(&self.state).aborted).finish()
     }
 }

@@ -11,13 +11,17 @@ pub(super) fn all_reduce(collective: &mut (impl Collective + ?Sized), tensor: &T
         // There is nothing to add or to fetch, so only the ranks are synchronized.
         return collective.barrier();
     }
+    sum(tensor, |values| collective.all_reduce_sum(values))
+}
+
+/// Replaces a contiguous tensor by what `reduce` makes of its values.
+pub(super) fn sum(tensor: &Tensor, reduce: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     let mut values = host(tensor)?;
-    collective.all_reduce_sum(&mut values)?;
+    reduce(&mut values)?;
     let sum = Tensor::from_vec(values, tensor.elem_count(), tensor.device())?.to_dtype(tensor.dtype())?;
     Ok(tensor.flatten_all()?.slice_set(&sum, 0, 0)?)
 }
 
-/// Concatenates the values of all ranks.
 pub(super) fn all_gather(
     collective: &mut (impl Collective + ?Sized),
     mine: &Tensor,

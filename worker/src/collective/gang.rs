@@ -4,21 +4,14 @@
 use std::net::{IpAddr, TcpListener};
 use std::time::Duration;
 
-use super::offer::{NcclOffer, Offer, Transport};
+use llink_proto::RendezvousResponse;
+
+use super::offer::{Offer, Transport};
 use super::{AbortHandle, Collective, Ring, RingOptions};
+#[cfg(feature = "nccl")]
+use super::{CudaNccl, Nccl, NcclApi, NcclOffer};
 use crate::device::Compute;
 use crate::{Error, Result};
-
-/// What each rank learns when all ranks have met.
-#[derive(Clone)]
-pub struct Met {
-    /// The address and offer of each rank, by rank.
-    pub addresses: Vec<String>,
-    /// The gang's secret.
-    pub secret: Vec<u8>,
-    /// True if the connections between ranks are encrypted, like those to the coordinator.
-    pub sealed: bool,
-}
 
 /// A rank that joins its gang.
 #[derive(Debug, Clone, Copy)]
@@ -43,14 +36,17 @@ impl Joining<'_> {
     /// [`Error::Io`] when this machine can't listen; those of `rendezvous`; those of connecting.
     pub fn connect(
         &self,
-        rendezvous: &dyn Fn(String) -> Result<Met>,
+        rendezvous: &dyn Fn(String) -> Result<RendezvousResponse>,
         abort: AbortHandle,
     ) -> Result<Box<dyn Collective>> {
         let failed = |source| Error::Io { path: format!("listening on {}", self.address), source };
         let listener = TcpListener::bind((self.address, 0)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
-        let (offer, library) = library::offer(self);
-        let met = rendezvous(Offer { address, nccl: offer }.to_string())?;
+        #[cfg(feature = "nccl")]
+        let (nccl, library) = self.nccl().unzip();
+        #[cfg(not(feature = "nccl"))]
+        let nccl = None;
+        let met = rendezvous(Offer { address, nccl }.to_string())?;
         let offers: Vec<Offer> = met.addresses.iter().map(|line| line.parse()).collect::<Result<_>>()?;
         let options = RingOptions {
             rank: self.rank,
@@ -75,73 +71,33 @@ impl Joining<'_> {
                 Transport::topology(&offers)
             );
         }
-        match (transport, library) {
-            (Transport::Nccl(id), Some(library)) => library::connect(library, &listener, &options, &id, abort),
-            (Transport::Nccl(_), None) => {
-                Err(Error::Device("the gang uses NCCL, which this rank does not have".into()))
-            }
-            (Transport::Ring, _) => Ok(Box::new(Ring::connect(listener, &options, abort)?)),
+        #[cfg(feature = "nccl")]
+        if let (Transport::Nccl(id), Some(library)) = (&transport, library) {
+            return Ok(Box::new(Nccl::connect(library, &listener, &options, id, abort)?));
+        }
+        match transport {
+            Transport::Ring => Ok(Box::new(Ring::connect(listener, &options, abort)?)),
+            Transport::Nccl(_) => Err(Error::Device("the gang uses NCCL, which this rank does not have".into())),
         }
     }
 }
 
 #[cfg(feature = "nccl")]
-mod library {
-    use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};
-    use crate::collective::{CudaNccl, Nccl, NcclApi, UniqueId};
-
-    /// Returns what this rank offers, and the library for it.
-    pub(super) fn offer(joining: &Joining<'_>) -> (Option<NcclOffer>, Option<CudaNccl>) {
-        if joining.compute.device.is_cpu() {
-            return (None, None);
+impl Joining<'_> {
+    /// Returns what this rank offers, and the library for it, if it has a GPU and NCCL.
+    fn nccl(&self) -> Option<(NcclOffer, CudaNccl)> {
+        if self.compute.device.is_cpu() {
+            return None;
         }
-        match load(joining) {
-            Ok((offer, library)) => (Some(offer), Some(library)),
-            Err(error) => {
-                tracing::warn!("NCCL is not available, so this gang uses TCP: {error}");
-                (None, None)
-            }
-        }
+        let loaded = self.load();
+        loaded.inspect_err(|error| tracing::warn!("NCCL is not available, so this gang uses TCP: {error}")).ok()
     }
 
-    fn load(joining: &Joining<'_>) -> Result<(NcclOffer, CudaNccl)> {
-        let library = CudaNccl::new(&joining.compute.device)?;
-        let version = library.version().map_err(crate::Error::Device)?;
-        let id = (joining.rank == 0).then(|| library.unique_id()).transpose()?;
-        let gpu = joining.compute.name.clone();
+    fn load(&self) -> Result<(NcclOffer, CudaNccl)> {
+        let library = CudaNccl::new(&self.compute.device)?;
+        let version = library.version().map_err(Error::Device)?;
+        let id = (self.rank == 0).then(|| library.unique_id()).transpose()?;
+        let gpu = self.compute.name.clone();
         Ok((NcclOffer { version, gpu, id }, library))
-    }
-
-    pub(super) fn connect(
-        library: CudaNccl,
-        listener: &TcpListener,
-        options: &RingOptions,
-        id: &UniqueId,
-        abort: AbortHandle,
-    ) -> Result<Box<dyn Collective>> {
-        Ok(Box::new(Nccl::connect(library, listener, options, id, abort)?))
-    }
-}
-
-/// Without the feature there is nothing to offer and nothing to connect with.
-#[cfg(not(feature = "nccl"))]
-mod library {
-    use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};
-    use crate::collective::UniqueId;
-
-    pub(super) enum Never {}
-
-    pub(super) fn offer(_joining: &Joining<'_>) -> (Option<NcclOffer>, Option<Never>) {
-        (None, None)
-    }
-
-    pub(super) fn connect(
-        library: Never,
-        _listener: &TcpListener,
-        _options: &RingOptions,
-        _id: &UniqueId,
-        _abort: AbortHandle,
-    ) -> Result<Box<dyn Collective>> {
-        match library {}
     }
 }

@@ -1,7 +1,6 @@
-//! Connects the ranks of a ring, and refuses callers that do not belong to it.
+//! Connects the ranks of a gang, and refuses callers that do not belong to it.
 //!
-//! Each rank dials the next one and identifies itself. Each rank listens for the previous one and answers with a
-//! verdict. A caller of another generation, out of place, or without the gang's secret is refused, and the listener
+//! Each rank dials some others and identifies itself. The others listen, and answer with a verdict. A caller of another generation, out of place, or without the gang's secret is refused, and the listener
 //! continues to wait. Both sides prove that they know the secret without sending it, by an HMAC over the messages, the
 //! listener's rank and the caller's nonce. In a sealed gang, each side also sends its part of Noise's handshake.
 
@@ -13,7 +12,7 @@ use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::Sha256;
 
-use super::sealed::{self, Greeting, Incoming, Keys, Line, Outgoing};
+use super::sealed::{self, Greeting, Incoming, Line, Outgoing};
 use super::{AbortHandle, RingOptions};
 use crate::{Error, Result};
 
@@ -29,9 +28,8 @@ const OPENING_BYTES: usize = HELLO_BYTES + NONCE_BYTES + PROOF_BYTES;
 /// The time limit for a caller's introduction; meanwhile the listener hears nobody else.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// The interval of the check for an abort, while there are no sockets that it could close.
-pub(super) const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The two connections of a rank.
 pub(super) struct Neighbours {
     pub(super) next: Outgoing,
     pub(super) previous: Incoming,
@@ -45,59 +43,82 @@ impl Neighbours {
 }
 
 /// Connects this rank to the next and the previous one within the timeout.
-pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Neighbours> {
-    let deadline = Instant::now() + options.timeout;
-    let lost = |reason: String| lost(options, reason);
-    listener.set_nonblocking(true).map_err(|error| lost(format!("its own listener: {error}")))?;
+pub(super) fn connect(listener: &TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Neighbours> {
+    let lost = |what: &str, error: std::io::Error| lost(options, format!("{what}: {error}"));
     let world_size = options.addresses.len();
-    let next_rank = (options.rank + 1) % world_size;
-    let previous_rank = (options.rank + world_size - 1) % world_size;
-    let expected = |rank: usize| rank == previous_rank;
-    let mut next = dial(options, next_rank, deadline, abort)?;
-    let mut call = Call::new(options, next_rank)?;
-    next.write_all(&call.opening).map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
-    let (mut previous, mut welcome) = (None, None);
-    while previous.is_none() || welcome.is_none() {
-        abort.check()?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(lost(missing(options, previous.is_some(), welcome.is_some())));
-        }
-        let wait = Timespec::try_from(left.min(PATIENCE)).map_err(|error| lost(error.to_string()))?;
-        let mut waiting = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&next, PollFlags::IN)];
-        let (first, last) = (usize::from(previous.is_some()), if welcome.is_some() { 1 } else { 2 });
-        match poll(&mut waiting[first..last], Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(lost(format!("waiting for connections: {error}"))),
-        }
-        let (caller, verdict) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
-        if caller && let Ok((stream, _)) = listener.accept() {
-            previous = answer(stream, options, expected).map(|(_, line)| line);
-        }
-        if verdict {
-            let mut verdict = [0];
-            next.read_exact(&mut verdict).map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
-            welcome = Some(call.judge(verdict[0], &mut next, options)?);
-        }
-    }
-    let previous = previous.expect("the loop ends once there is one");
-    let next = Line { stream: next, keys: welcome.flatten() };
-    let unusable = |error: std::io::Error| lost(format!("its keys: {error}"));
+    let (next, previous) = ((options.rank + 1) % world_size, (options.rank + world_size - 1) % world_size);
+    let (mut next, mut previous) = meet(listener, options, [next], &[previous], abort)?;
+    let met = "every rank was met";
     let neighbours = Neighbours {
-        next: Outgoing::new(next).map_err(unusable)?,
-        previous: Incoming::new(previous).map_err(unusable)?,
+        next: Outgoing::new(next.pop().expect(met).1).map_err(|error| lost("its keys", error))?,
+        previous: Incoming::new(previous.pop().expect(met).1).map_err(|error| lost("its keys", error))?,
     };
     for stream in neighbours.streams() {
-        stream
-            .set_nodelay(true)
-            .and_then(|()| stream.set_nonblocking(true))
-            .map_err(|error| lost(format!("setting up a socket: {error}")))?;
+        let set = stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
+        set.map_err(|error| lost("setting up a socket", error))?;
     }
     Ok(neighbours)
 }
 
+pub(super) type Lines = Vec<(usize, Line)>;
+
+/// Calls some ranks, and waits for the calls of those that are `awaited`, within the timeout. Returns the lines of both.
+pub(super) fn meet(
+    listener: &TcpListener,
+    options: &RingOptions,
+    called: impl IntoIterator<Item = usize>,
+    awaited: &[usize],
+    abort: &AbortHandle,
+) -> Result<(Lines, Lines)> {
+    let deadline = Instant::now() + options.timeout;
+    let lost = |reason: String| lost(options, reason);
+    listener.set_nonblocking(true).map_err(|error| lost(format!("its own listener: {error}")))?;
+    let calls = called.into_iter().map(|rank| Call::begin(options, rank, deadline, abort));
+    let mut calls = calls.collect::<Result<Vec<Call>>>()?;
+    let (mut answered, mut accepted) = (Lines::new(), Lines::new());
+    loop {
+        abort.check()?;
+        let is_missing = |rank: &usize| accepted.iter().all(|(known, _)| known != rank);
+        let missing = awaited.iter().find(|rank| is_missing(rank));
+        if calls.is_empty() && missing.is_none() {
+            return Ok((answered, accepted));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let seconds = options.timeout.as_secs_f64();
+            return Err(lost(match missing {
+                Some(rank) => format!("rank {rank} did not connect within {seconds} s"),
+                None => {
+                    let rank = calls[0].listener;
+                    format!("rank {rank} at {} did not answer within {seconds} s", options.addresses[rank])
+                }
+            }));
+        }
+        let wait = Timespec::try_from(left.min(PATIENCE)).map_err(|error| lost(error.to_string()))?;
+        let mut waiting: Vec<PollFd<'_>> = calls.iter().map(|call| PollFd::new(&call.stream, PollFlags::IN)).collect();
+        waiting.extend(missing.map(|_| PollFd::new(listener, PollFlags::IN)));
+        match poll(&mut waiting, Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(lost(format!("waiting for connections: {error}"))),
+        }
+        let heard: Vec<bool> = waiting.iter().map(|polled| !polled.revents().is_empty()).collect();
+        if missing.is_some()
+            && let Ok((stream, _)) = listener.accept()
+            && let Some(line) = answer(stream, options, |rank| awaited.contains(&rank) && is_missing(&rank))
+        {
+            accepted.push(line);
+        }
+        for (call, heard) in std::mem::take(&mut calls).into_iter().zip(heard) {
+            match heard {
+                true => answered.push((call.listener, call.judge(options)?)),
+                false => calls.push(call),
+            }
+        }
+    }
+}
+
 /// Connects to `rank`, and retries while it does not listen yet.
-pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
+fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
     let address = &options.addresses[rank];
     loop {
         abort.check()?;
@@ -117,48 +138,53 @@ pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort:
 }
 
 /// A call from one rank to another, and the values for checking the answer.
-pub(super) struct Call {
-    /// The caller's hello, a nonce, and the proof that it knows the secret; then its part of the keys if the gang is
-    /// sealed.
-    pub(super) opening: Vec<u8>,
+struct Call {
+    stream: TcpStream,
+    /// The caller's hello, a nonce, and the proof that it knows the secret.
+    opening: [u8; OPENING_BYTES],
     listener: usize,
     greeting: Option<Greeting>,
 }
 
 impl Call {
-    pub(super) fn new(options: &RingOptions, listener: usize) -> Result<Self> {
+    /// Calls `listener`: sends the opening, then this rank's part of the keys if the gang is sealed.
+    fn begin(options: &RingOptions, listener: usize, deadline: Instant, abort: &AbortHandle) -> Result<Self> {
+        let mut stream = dial(options, listener, deadline, abort)?;
         let mut opening = [0; OPENING_BYTES];
         let (said, rest) = opening.split_at_mut(HELLO_BYTES);
         let (nonce, shown) = rest.split_at_mut(NONCE_BYTES);
         said.copy_from_slice(&hello(options, options.rank));
         getrandom::fill(nonce).map_err(|error| lost(options, format!("no random bytes: {error}")))?;
         shown.copy_from_slice(&proof(options, b"caller", listener, said, nonce).finalize().into_bytes());
-        let (mut opening, mut greeting) = (opening.to_vec(), None);
+        let (mut message, mut greeting) = (opening.to_vec(), None);
         if options.sealed {
-            let (made, message) = Greeting::new(&options.secret, &opening)
+            let (made, keys) = Greeting::new(&options.secret, &opening)
                 .map_err(|error| lost(options, format!("its own keys: {error}")))?;
-            opening.extend_from_slice(&message);
+            message.extend_from_slice(&keys);
             greeting = Some(made);
         }
-        Ok(Self { opening, listener, greeting })
+        stream
+            .write_all(&message)
+            .and_then(|()| stream.set_read_timeout(Some(HELLO_TIMEOUT)))
+            .map_err(|error| lost(options, format!("rank {listener} hung up: {error}")))?;
+        Ok(Self { stream, opening, listener, greeting })
     }
 
-    /// Interprets the listener's verdict after checking that it knows the secret, and returns the keys of a sealed
-    /// connection.
-    pub(super) fn judge(&mut self, verdict: u8, stream: &mut TcpStream, options: &RingOptions) -> Result<Option<Keys>> {
+    /// Reads the listener's verdict, and checks that it knows the secret.
+    fn judge(mut self, options: &RingOptions) -> Result<Line> {
         let rank = self.listener;
         let refused = |reason: String| Err(lost(options, reason));
-        match verdict {
+        let hung_up = |error: std::io::Error| lost(options, format!("rank {rank} hung up: {error}"));
+        let mut verdict = [0];
+        self.stream.read_exact(&mut verdict).map_err(hung_up)?;
+        match verdict[0] {
             WELCOME => {}
             NO_PROOF => return refused(format!("rank {rank} has another secret of the gang")),
             OTHER_GENERATION => return refused(format!("rank {rank} is in another generation of the gang")),
             _ => return refused(format!("rank {rank} expects another rank in this one's place")),
         }
         let mut shown = [0; PROOF_BYTES];
-        stream
-            .set_read_timeout(Some(HELLO_TIMEOUT))
-            .and_then(|()| stream.read_exact(&mut shown))
-            .map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
+        self.stream.read_exact(&mut shown).map_err(hung_up)?;
         let (said, rest) = self.opening.split_at(HELLO_BYTES);
         let expected = proof(options, b"listener", rank, said, &rest[..NONCE_BYTES]);
         let stranger = || {
@@ -166,21 +192,18 @@ impl Call {
             lost(options, reason)
         };
         expected.verify_slice(&shown).map_err(|_| stranger())?;
-        let Some(greeting) = self.greeting.take() else {
-            return Ok(None);
+        let Some(greeting) = self.greeting else {
+            return Ok(Line { stream: self.stream, keys: None });
         };
         let mut message = [0; sealed::MESSAGE_BYTES];
-        stream.read_exact(&mut message).map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
-        greeting.answered(&message).map(Some).map_err(|_| stranger())
+        self.stream.read_exact(&mut message).map_err(hung_up)?;
+        let keys = greeting.answered(&message).map_err(|_| stranger())?;
+        Ok(Line { stream: self.stream, keys: Some(keys) })
     }
 }
 
 /// Returns the calling rank and its connection, if it is expected and knows the secret.
-pub(super) fn answer(
-    mut stream: TcpStream,
-    options: &RingOptions,
-    expected: impl Fn(usize) -> bool,
-) -> Option<(usize, Line)> {
+fn answer(mut stream: TcpStream, options: &RingOptions, expected: impl Fn(usize) -> bool) -> Option<(usize, Line)> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT)).ok()?;
     let mut opening = [0; OPENING_BYTES];
@@ -230,22 +253,7 @@ fn proof(options: &RingOptions, who: &[u8], listener: usize, said: &[u8], nonce:
 
 /// Returns magic, generation, rank and world size as four little-endian u64.
 fn hello(options: &RingOptions, rank: usize) -> [u8; HELLO_BYTES] {
-    let mut bytes = [0; HELLO_BYTES];
-    let words = [MAGIC, options.generation, rank as u64, options.addresses.len() as u64];
-    for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
-        slot.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
-}
-
-fn missing(options: &RingOptions, has_previous: bool, welcome: bool) -> String {
-    let world_size = options.addresses.len();
-    let seconds = options.timeout.as_secs_f64();
-    let (next, previous) = ((options.rank + 1) % world_size, (options.rank + world_size - 1) % world_size);
-    match (has_previous, welcome) {
-        (false, _) => format!("rank {previous} did not connect within {seconds} s"),
-        (true, _) => format!("rank {next} at {} did not answer within {seconds} s", options.addresses[next]),
-    }
+    bytemuck::cast([MAGIC, options.generation, rank as u64, options.addresses.len() as u64].map(u64::to_le))
 }
 
 pub(super) fn lost(options: &RingOptions, reason: String) -> Error {

@@ -4,15 +4,16 @@
 //! notice at once. A process that hangs does not answer questions about its place. A rank that gives up names the rank
 //! at fault, so every rank reports the first fault and not its consequences.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::ErrorKind;
+use std::net::{Shutdown, TcpListener};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::handshake::{Call, PATIENCE, answer, dial, lost};
+use super::handshake::{lost, meet};
 use super::sealed::{Line, Messages};
 use super::{AbortHandle, RingOptions};
 use crate::Result;
+use crate::control::lock;
 
 /// The time limit for a rank to report its place.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -22,7 +23,6 @@ const PLACE: u8 = 2;
 const GAVE_UP: u8 = 3;
 const FINISHED: u8 = 4;
 
-/// A rank that is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) rank: usize,
@@ -56,11 +56,6 @@ struct Shared {
     finished: Mutex<Vec<bool>>,
 }
 
-/// Each write leaves the values consistent, so a poisoned lock is used.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Shared {
     fn lose(&self, rank: usize, how: impl Into<String>) {
         let mut lost = lock(&self.lost);
@@ -76,14 +71,12 @@ impl Mesh {
     /// # Errors
     /// [`crate::Error::Peer`] naming the rank that did not come or belongs to another generation; [`crate::Error::Aborted`].
     pub(super) fn connect(listener: &TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Self> {
-        let deadline = Instant::now() + options.timeout;
-        let world_size = options.addresses.len();
-        let mut lines: Vec<Option<Line>> = (0..world_size).map(|_| None).collect();
-        for (rank, slot) in lines.iter_mut().enumerate().take(options.rank) {
-            let stream = dial(options, rank, deadline, abort)?;
-            introduce(stream, options, rank, deadline, abort).map(|line| *slot = Some(line))?;
+        let mut lines: Vec<Option<Line>> = options.addresses.iter().map(|_| None).collect();
+        let above: Vec<usize> = (options.rank + 1..lines.len()).collect();
+        let (answered, accepted) = meet(listener, options, 0..options.rank, &above, abort)?;
+        for (rank, line) in answered.into_iter().chain(accepted) {
+            lines[rank] = Some(line);
         }
-        accept(listener, options, &mut lines, deadline, abort)?;
         Self::listen(options.rank, lines).map_err(|error| lost(options, format!("setting up the connections: {error}")))
     }
 
@@ -226,68 +219,4 @@ fn frame(kind: u8, a: u64, b: u64) -> [u8; FRAME_BYTES] {
     bytes[1..9].copy_from_slice(&a.to_le_bytes());
     bytes[9..].copy_from_slice(&b.to_le_bytes());
     bytes
-}
-
-/// Identifies this rank, proves that it belongs, and waits for the verdict.
-fn introduce(
-    mut stream: TcpStream,
-    options: &RingOptions,
-    rank: usize,
-    deadline: Instant,
-    abort: &AbortHandle,
-) -> Result<Line> {
-    let hung_up = |error: std::io::Error| lost(options, format!("rank {rank} hung up: {error}"));
-    let mut call = Call::new(options, rank)?;
-    stream.write_all(&call.opening).map_err(hung_up)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(hung_up)?;
-    let mut verdict = [0];
-    loop {
-        abort.check()?;
-        match stream.read_exact(&mut verdict) {
-            Ok(()) => break,
-            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Err(hung_up(error));
-            }
-            Err(_) if Instant::now() >= deadline => {
-                let seconds = options.timeout.as_secs_f64();
-                return Err(lost(options, format!("rank {rank} did not answer within {seconds} s")));
-            }
-            Err(_) => {}
-        }
-    }
-    let keys = call.judge(verdict[0], &mut stream, options)?;
-    Ok(Line { stream, keys })
-}
-
-/// Waits for the connections of the higher ranks.
-fn accept(
-    listener: &TcpListener,
-    options: &RingOptions,
-    lines: &mut [Option<Line>],
-    deadline: Instant,
-    abort: &AbortHandle,
-) -> Result<()> {
-    let broken = |error: std::io::Error| lost(options, format!("its own listener: {error}"));
-    listener.set_nonblocking(true).map_err(broken)?;
-    let first = options.rank + 1;
-    while let Some(missing) = (first..lines.len()).find(|rank| lines[*rank].is_none()) {
-        abort.check()?;
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let missing = |rank: usize| rank > options.rank && lines[rank].is_none();
-                if let Some((rank, line)) = answer(stream, options, missing) {
-                    lines[rank] = Some(line);
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if Instant::now() >= deadline {
-                    let seconds = options.timeout.as_secs_f64();
-                    return Err(lost(options, format!("rank {missing} did not connect within {seconds} s")));
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => return Err(broken(error)),
-        }
-    }
-    Ok(())
 }

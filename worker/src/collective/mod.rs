@@ -21,7 +21,7 @@ mod watched;
 mod wire;
 
 pub use abort::AbortHandle;
-pub use gang::{Joining, Met};
+pub use gang::Joining;
 #[cfg(feature = "nccl")]
 pub use nccl::CudaNccl;
 pub use nccl::{Attempt, CommunicatorState, Nccl, NcclApi};
@@ -35,6 +35,10 @@ use candle_core::Tensor;
 use crate::Result;
 
 /// A gang of ranks that work in step. The results of every call are bit-identical on all ranks.
+///
+/// # Errors
+/// Every call fails with [`crate::Error::Peer`] when a rank is lost, silent or elsewhere, and with
+/// [`crate::Error::Aborted`] after an abort.
 pub trait Collective: Send {
     /// Returns this rank, counted from 0.
     fn rank(&self) -> usize;
@@ -46,51 +50,36 @@ pub trait Collective: Send {
     fn begin_step(&mut self, step: u64);
 
     /// Replaces `values` by their sum over all ranks. The order of addition depends on the world size alone.
-    ///
-    /// # Errors
-    /// [`crate::Error::Peer`] when a rank is lost, silent or elsewhere; [`crate::Error::Aborted`] after an abort.
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()>;
 
     /// Returns the values of all ranks, concatenated by rank. Rank `r` contributes `counts[r]` values, and every rank
     /// knows all counts.
     ///
     /// # Errors
-    /// Those of [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when `mine` or `counts` have the wrong length.
+    /// [`crate::Error::Input`] when `mine` or `counts` have the wrong length.
     fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>>;
 
     /// Replaces `values` by those of rank `root`.
     ///
     /// # Errors
-    /// Those of [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when there is no such rank.
+    /// [`crate::Error::Input`] when there is no such rank.
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()>;
 
     /// Waits until every rank has called it.
-    ///
-    /// # Errors
-    /// Those of [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<()>;
 
     /// Starts replacing the values of a contiguous f32 or bf16 tensor by their sum over all ranks, on its device. Do
     /// not read or write the values before [`Collective::settle`] returns. Other computation may run at the same time.
-    ///
-    /// # Errors
-    /// Those of [`Collective::all_reduce_sum`].
     fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
         by_host::all_reduce(self, tensor)
     }
 
     /// Waits until all started sums are complete.
-    ///
-    /// # Errors
-    /// Those of [`Collective::all_reduce_sum`].
     fn settle(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Does the same as [`Collective::all_gather`] on the device, with a one-dimensional tensor.
-    ///
-    /// # Errors
-    /// As [`Collective::all_gather`].
     fn all_gather_tensor(&mut self, mine: &Tensor, counts: &[usize]) -> Result<Tensor> {
         by_host::all_gather(self, mine, counts)
     }
@@ -99,7 +88,13 @@ pub trait Collective: Send {
     fn abort_handle(&self) -> AbortHandle;
 }
 
-/// Checks that the counts of an [`Collective::all_gather`] fit the gang.
+fn check_root(root: usize, world_size: usize) -> Result<()> {
+    match root < world_size {
+        true => Ok(()),
+        false => Err(crate::Error::Input(format!("broadcast from rank {root} of {world_size}"))),
+    }
+}
+
 fn check_counts(mine: usize, counts: &[usize], rank: usize, world_size: usize) -> Result<()> {
     if counts.len() != world_size || counts[rank] != mine {
         return Err(crate::Error::Input(format!(

@@ -9,14 +9,8 @@ use std::str::FromStr;
 use crate::{Error, Result};
 
 /// The unique id of an NCCL communicator; each generation of a gang has a new one.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId(pub [u8; 128]);
-
-impl fmt::Debug for UniqueId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "UniqueId({self}…)", self = &self.to_string()[..8])
-    }
-}
 
 impl fmt::Display for UniqueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -106,7 +100,6 @@ pub enum Transport {
 
 impl Transport {
     /// Returns the transport for `offers`, which are in rank order.
-    #[must_use]
     pub fn agreed(offers: &[Offer]) -> Self {
         let line = |offer: &Offer| {
             let version = &offer.nccl.as_ref()?.version;
@@ -121,7 +114,6 @@ impl Transport {
     }
 
     /// Returns one line for the log: the place of each rank.
-    #[must_use]
     pub fn topology(offers: &[Offer]) -> String {
         let place = |(rank, offer): (usize, &Offer)| {
             let host = offer.address.rsplit_once(':').map_or(offer.address.as_str(), |(host, _)| host);

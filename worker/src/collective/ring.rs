@@ -4,7 +4,7 @@
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use candle_core::Tensor;
 
 use super::wire::Wire;
 use super::{AbortHandle, Collective, by_host};
+use crate::control::lock;
 use crate::{Error, Result};
 
 /// The options of a rank in a ring.
@@ -51,14 +52,10 @@ struct Sums {
 impl Sums {
     fn on(wire: Arc<Mutex<Wire>>) -> Self {
         let (tensors, to_sum) = channel::<Tensor>();
-        let sum = move || to_sum.into_iter().try_for_each(|tensor| by_host::all_reduce(&mut *lock(&wire), &tensor));
+        let sum_one = move |tensor| by_host::sum(&tensor, |values| lock(&wire).all_reduce_sum(values));
+        let sum = move || to_sum.into_iter().try_for_each(sum_one);
         Self { tensors, thread: std::thread::spawn(sum) }
     }
-}
-
-/// A panic during a call leaves the connections as they are, and the next call fails.
-fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ring {
@@ -68,7 +65,7 @@ impl Ring {
     /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbor does not come within
     /// the timeout or is of another generation; [`Error::Aborted`].
     pub fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
-        let wire = Wire::connect(listener, options, abort.clone())?;
+        let wire = Wire::connect(&listener, options, abort.clone())?;
         Ok(Self {
             rank: options.rank,
             world_size: options.addresses.len(),

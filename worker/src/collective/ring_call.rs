@@ -7,7 +7,6 @@ use std::ops::Range;
 pub(super) const SEGMENT: usize = 64 * 1024;
 pub(super) const HEADER_BYTES: usize = 32;
 
-/// The kind of a call, for its header and for errors.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     AllReduce,
@@ -16,14 +15,12 @@ pub(super) enum Kind {
     Barrier,
 }
 
+/// The names of the kinds, by their code from 1 on.
+const NAMES: [&str; 4] = ["all_reduce_sum", "all_gather", "broadcast", "barrier"];
+
 impl Kind {
     pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce_sum",
-            Self::AllGather => "all_gather",
-            Self::Broadcast { .. } => "broadcast",
-            Self::Barrier => "barrier",
-        }
+        NAMES[self.code()[0] as usize - 1]
     }
 
     const fn code(self) -> [u64; 2] {
@@ -38,25 +35,14 @@ impl Kind {
 
 /// Returns sequence, kind, root and length as four little-endian u64.
 pub(super) fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
     let [code, root] = kind.code();
-    for (slot, word) in bytes.chunks_exact_mut(8).zip([sequence, code, root, length as u64]) {
-        slot.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
+    bytemuck::cast([sequence, code, root, length as u64].map(u64::to_le))
 }
 
-/// Describes a header for people.
 pub(super) fn describe(header: &[u8; HEADER_BYTES]) -> String {
-    let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
-    let kind = match word(1) {
-        1 => "all_reduce_sum",
-        2 => "all_gather",
-        3 => "broadcast",
-        4 => "barrier",
-        _ => "an unknown collective",
-    };
-    format!("call {}, {kind} of {} values", word(0), word(3))
+    let [call, kind, _, values] = bytemuck::cast::<_, [u64; 4]>(*header).map(u64::from_le);
+    let kind = (1..).zip(NAMES).find(|(code, _)| *code == kind).map_or("an unknown collective", |(_, name)| name);
+    format!("call {call}, {kind} of {values} values")
 }
 
 /// Returns the part of a buffer that belongs to `rank`, when it is cut into `world_size` chunks.

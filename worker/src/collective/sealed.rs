@@ -72,7 +72,6 @@ pub(super) struct Line {
     pub(super) keys: Option<Keys>,
 }
 
-/// The sending side of a connection.
 pub(super) struct Outgoing {
     pub(super) stream: TcpStream,
     seal: Option<Box<TransportState>>,
@@ -87,7 +86,6 @@ impl Outgoing {
         Ok(Self { stream: line.stream, seal: transport(line.keys)?, plain: Vec::new(), frame: Vec::new(), sent: 0 })
     }
 
-    /// Returns true if everything was sent.
     pub(super) fn is_flushed(&self) -> bool {
         self.sent == self.frame.len()
     }
@@ -127,7 +125,6 @@ impl Outgoing {
     }
 }
 
-/// The receiving side of a connection.
 pub(super) struct Incoming {
     pub(super) stream: TcpStream,
     seal: Option<Box<TransportState>>,
@@ -246,7 +243,6 @@ impl Messages {
         &self.stream
     }
 
-    /// Writes a message.
     pub(super) fn say(&mut self, message: &[u8]) -> io::Result<()> {
         let Some(seal) = &self.seal else {
             return self.stream.write_all(message);
@@ -257,7 +253,6 @@ impl Messages {
         self.stream.write_all(&sealed)
     }
 
-    /// Waits for a message that fills `message`.
     pub(super) fn hear(&mut self, message: &mut [u8]) -> io::Result<()> {
         let Some(seal) = &self.seal else {
             return self.stream.read_exact(message);

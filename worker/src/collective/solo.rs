@@ -11,7 +11,6 @@ pub struct Solo {
 
 impl Solo {
     /// Makes a gang of one rank that `abort` ends.
-    #[must_use]
     pub fn new(abort: AbortHandle) -> Self {
         Self { abort }
     }

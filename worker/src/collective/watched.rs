@@ -1,13 +1,14 @@
 //! A collective that reports its place in the training, with a deadline for each step.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
 use super::{AbortHandle, Collective};
 use crate::Result;
+use crate::control::lock;
 
 /// A step that waits for other ranks may take this many times as long as one that computes. The transport has its own
 /// deadline, and names the silent rank.
@@ -28,31 +29,26 @@ struct Place {
 }
 
 impl Position {
-    fn lock(&self) -> MutexGuard<'_, Place> {
-        // Each write leaves the place consistent, so a poisoned lock is used.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn begin_step(&self, step: u64) {
         let now = Some(Instant::now());
-        let mut place = self.lock();
+        let mut place = lock(&self.0);
         (place.step, place.step_since, place.since, place.call) = (Some(step), now, now, None);
     }
 
     fn enter(&self, call: &'static str, values: usize) {
-        let mut place = self.lock();
+        let mut place = lock(&self.0);
         place.calls += 1;
         (place.call, place.since) = (Some((call, values)), Some(Instant::now()));
     }
 
     fn leave(&self) {
-        let mut place = self.lock();
+        let mut place = lock(&self.0);
         (place.call, place.since) = (None, Some(Instant::now()));
     }
 
     /// Returns why the step counts as hung, if it does.
     fn overdue(&self, deadline: Duration) -> Option<String> {
-        let place = self.lock();
+        let place = lock(&self.0);
         let (whole, last) = (place.step_since?.elapsed(), place.since?.elapsed());
         let hung = match place.call {
             None => last > deadline,
@@ -82,7 +78,7 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lock().fmt(f)
+        lock(&self.0).fmt(f)
     }
 }
 
@@ -96,7 +92,6 @@ pub struct Watched {
 
 impl Watched {
     /// Watches `inner` and reports its place in `position`. A step that takes longer than `deadline` is aborted.
-    #[must_use]
     pub fn new(inner: Box<dyn Collective>, position: Position, deadline: Duration) -> Self {
         let alive = Arc::new(());
         let (watched, abort) = (Arc::downgrade(&alive), inner.abort_handle());

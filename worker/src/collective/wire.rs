@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::handshake::{Neighbours, connect};
 use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, segments};
-use super::{AbortHandle, Collective, RingOptions, check_counts};
+use super::{AbortHandle, RingOptions, check_counts, check_root};
 use crate::{Error, Result};
 
 /// The result of a transfer; the error says what was observed, before it is known which call it ends.
@@ -44,12 +44,8 @@ struct Call {
 }
 
 impl Wire {
-    /// Joins the ring: dials the next rank, and waits for the previous one on `listener`, which is then closed.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbor does not come within
-    /// the timeout or is of another generation; [`Error::Aborted`].
-    pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
+    /// Joins the ring, as [`Ring::connect`](super::Ring::connect) does.
+    pub(super) fn connect(listener: &TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
         let (rank, world_size) = (options.rank, options.addresses.len());
         if rank >= world_size || world_size < 2 {
             return Err(Error::Input(format!("rank {rank} of {world_size} can't join a ring")));
@@ -57,7 +53,7 @@ impl Wire {
         let neighbours = connect(listener, options, &abort)?;
         for stream in clones(&neighbours)? {
             // Closing a socket wakes the threads that wait on it, on both sides.
-            abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
+            abort.on_abort(move |_| drop(stream.shutdown(Shutdown::Both)));
         }
         let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
         Ok(Self { rank, world_size, neighbours, timeout, abort, sequence: 0, step: None, broken: None, scratch })
@@ -66,6 +62,56 @@ impl Wire {
     /// Another handle of each connection, for who has to close it from elsewhere.
     pub(super) fn streams(&self) -> Result<Vec<TcpStream>> {
         clones(&self.neighbours)
+    }
+
+    pub(super) fn begin_step(&mut self, step: u64) {
+        self.step = Some(step);
+    }
+
+    pub(super) fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
+        self.call(Kind::AllReduce, values.len(), |ring, call| ring.sum(call, values))
+    }
+
+    pub(super) fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
+        check_counts(mine.len(), counts, self.rank, self.world_size)?;
+        let start = |rank: usize| counts[..rank].iter().sum::<usize>();
+        let mut values = vec![0.0; counts.iter().sum()];
+        values[start(self.rank)..][..mine.len()].copy_from_slice(mine);
+        self.call(Kind::AllGather, values.len(), |ring, call| {
+            for step in 0..ring.world_size - 1 {
+                let block = |rank: usize| start(rank)..start(rank) + counts[rank];
+                let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
+                let [send, receive] = values.get_disjoint_mut([send, receive]).expect("two blocks share nothing");
+                ring.exchange(call, Some(send), Some(receive))?;
+            }
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    pub(super) fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
+        check_root(root, self.world_size)?;
+        let distance = self.rank_before(root);
+        self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
+            // An empty buffer has a header too.
+            let empty = values.is_empty().then_some(0..0);
+            for segment in segments(0..values.len()).chain(empty) {
+                if distance > 0 {
+                    ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
+                }
+                if distance + 1 < ring.world_size {
+                    ring.exchange(call, Some(&values[segment]), None)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn barrier(&mut self) -> Result<()> {
+        self.call(Kind::Barrier, 0, |ring, call| {
+            // A token from each rank reaches every other one. A rank that has all tokens knows that all ranks are here.
+            (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
+        })
     }
 
     /// Runs one collective. A failure breaks the ring, and the neighbors notice at once.
@@ -120,13 +166,10 @@ impl Wire {
         call.header_received |= receive.is_some();
         let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
         let mut incoming = [header_in, bytemuck::cast_slice_mut(receive.unwrap_or_default())];
-        let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
-            (sending.iter().any(|part| !part.is_empty()), receiving.iter().any(|part| !part.is_empty()))
-        };
         loop {
             let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
-            let (sending, receiving) = unfinished(&outgoing, &incoming);
-            let sending = sending || !self.neighbours.next.is_flushed();
+            let sending = outgoing.iter().any(|part| !part.is_empty()) || !self.neighbours.next.is_flushed();
+            let receiving = incoming.iter().any(|part| !part.is_empty());
             if !sending && !receiving {
                 break;
             }
@@ -244,70 +287,4 @@ fn clones(neighbours: &Neighbours) -> Result<Vec<TcpStream>> {
     let clone =
         |stream: &TcpStream| stream.try_clone().map_err(|source| Error::Io { path: "a ring's socket".into(), source });
     neighbours.streams().into_iter().map(clone).collect()
-}
-
-impl Collective for Wire {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.world_size
-    }
-
-    fn begin_step(&mut self, step: u64) {
-        self.step = Some(step);
-    }
-
-    fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
-        self.call(Kind::AllReduce, values.len(), |ring, call| ring.sum(call, values))
-    }
-
-    fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
-        check_counts(mine.len(), counts, self.rank, self.world_size)?;
-        let start = |rank: usize| counts[..rank].iter().sum::<usize>();
-        let mut values = vec![0.0; counts.iter().sum()];
-        values[start(self.rank)..][..mine.len()].copy_from_slice(mine);
-        self.call(Kind::AllGather, values.len(), |ring, call| {
-            for step in 0..ring.world_size - 1 {
-                let block = |rank: usize| start(rank)..start(rank) + counts[rank];
-                let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
-                let [send, receive] = values.get_disjoint_mut([send, receive]).expect("two blocks share nothing");
-                ring.exchange(call, Some(send), Some(receive))?;
-            }
-            Ok(())
-        })?;
-        Ok(values)
-    }
-
-    fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
-        if root >= self.world_size {
-            return Err(Error::Input(format!("broadcast from rank {root} of {}", self.world_size)));
-        }
-        let distance = self.rank_before(root);
-        self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
-            // An empty buffer has a header too.
-            let empty = values.is_empty().then_some(0..0);
-            for segment in segments(0..values.len()).chain(empty) {
-                if distance > 0 {
-                    ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
-                }
-                if distance + 1 < ring.world_size {
-                    ring.exchange(call, Some(&values[segment]), None)?;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn barrier(&mut self) -> Result<()> {
-        self.call(Kind::Barrier, 0, |ring, call| {
-            // A token from each rank reaches every other one. A rank that has all tokens knows that all ranks are here.
-            (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
-        })
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
-    }
 }

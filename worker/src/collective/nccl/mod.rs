@@ -19,7 +19,7 @@ use candle_core::{DType, Device, Tensor};
 pub use cuda::CudaNccl;
 
 use super::mesh::{Mesh, Place};
-use super::{AbortHandle, Collective, RingOptions, UniqueId, check_counts};
+use super::{AbortHandle, Collective, RingOptions, UniqueId, check_counts, check_root};
 use crate::{Error, Result};
 
 /// The result of a step; the error says what was observed, before it is known which call it ends.
@@ -46,6 +46,9 @@ pub enum CommunicatorState {
 
 /// The calls of NCCL that a gang needs. None of them waits for another rank. Tensors are contiguous, f32 or bf16, on
 /// [`NcclApi::device`].
+///
+/// # Errors
+/// The text of the library or the device.
 pub trait NcclApi: Send {
     /// The handle of a communicator.
     type Communicator: Send;
@@ -53,52 +56,31 @@ pub trait NcclApi: Send {
     type Ticket: Send;
 
     /// Returns the library's version, such as `2.30.1`.
-    ///
-    /// # Errors
-    /// The library's text.
     fn version(&self) -> Attempt<String>;
 
     /// Returns the device of the buffers.
     fn device(&self) -> &Device;
 
     /// Starts making a communicator of `world_size` ranks, of which this is `rank`.
-    ///
-    /// # Errors
-    /// The library's text.
     fn begin_init(&self, id: &UniqueId, rank: usize, world_size: usize) -> Attempt<Self::Communicator>;
 
     /// Returns the communicator's state, including asynchronous errors.
     fn state(&self, communicator: &Self::Communicator) -> CommunicatorState;
 
     /// Starts replacing `values` by their sum over all ranks.
-    ///
-    /// # Errors
-    /// The library's text.
     fn all_reduce(&self, communicator: &Self::Communicator, values: &Tensor) -> Attempt<Self::Ticket>;
 
     /// Starts writing the `mine` of all ranks, which have the same length, to `all`.
-    ///
-    /// # Errors
-    /// The library's text.
     fn all_gather(&self, communicator: &Self::Communicator, mine: &Tensor, all: &Tensor) -> Attempt<Self::Ticket>;
 
     /// Starts replacing `values` by those of `root`.
-    ///
-    /// # Errors
-    /// The library's text.
     fn broadcast(&self, communicator: &Self::Communicator, root: usize, values: &Tensor) -> Attempt<Self::Ticket>;
 
     /// Returns true if the operation is done, so that its values may be read on the device. It is called only while the
     /// communicator is ready.
-    ///
-    /// # Errors
-    /// The device's text.
     fn is_done(&self, ticket: &Self::Ticket) -> Attempt<bool>;
 
     /// Starts the orderly end of the communicator.
-    ///
-    /// # Errors
-    /// The library's text.
     fn begin_finalize(&self, communicator: &Self::Communicator) -> Attempt<()>;
 
     /// Frees a communicator that has ended.
@@ -171,9 +153,7 @@ impl<A: NcclApi> Nccl<A> {
         let deadline = Instant::now() + self.timeout;
         let mut polls = 0;
         loop {
-            if let Err(error) = self.abort.check() {
-                return Err(self.give_up(error));
-            }
+            self.abort.check().map_err(|error| self.give_up(error))?;
             let state = match &self.communicator {
                 Some(communicator) => self.api.state(communicator),
                 None => CommunicatorState::Failed("there is no communicator".into()),
@@ -187,10 +167,7 @@ impl<A: NcclApi> Nccl<A> {
                 },
                 CommunicatorState::Busy => {}
             }
-            if let Some(lost) = self.mesh.lost() {
-                let reason = format!("rank {} is lost: {}", lost.rank, lost.how);
-                return Err(self.broke(during, reason, lost.rank));
-            }
+            self.check_ranks(during)?;
             if Instant::now() >= deadline {
                 return Err(self.timed_out(during));
             }
@@ -231,13 +208,8 @@ impl<A: NcclApi> Nccl<A> {
         during: &str,
         begin: impl FnOnce(&A, &A::Communicator) -> Attempt<A::Ticket>,
     ) -> Result<A::Ticket> {
-        if let Err(error) = self.abort.check() {
-            return Err(self.give_up(error));
-        }
-        if let Some(lost) = self.mesh.lost() {
-            let reason = format!("rank {} is lost: {}", lost.rank, lost.how);
-            return Err(self.broke(during, reason, lost.rank));
-        }
+        self.abort.check().map_err(|error| self.give_up(error))?;
+        self.check_ranks(during)?;
         let begun = match &self.communicator {
             Some(communicator) => begin(&self.api, communicator),
             None => Err("there is no communicator".into()),
@@ -246,6 +218,14 @@ impl<A: NcclApi> Nccl<A> {
         // From now on, this rank reports that it has contributed.
         self.mesh.is_at(self.place);
         Ok(ticket)
+    }
+
+    /// Ends the gang if a rank is known to be lost.
+    fn check_ranks(&mut self, during: &str) -> Result<()> {
+        let Some(lost) = self.mesh.lost() else {
+            return Ok(());
+        };
+        Err(self.broke(during, format!("rank {} is lost: {}", lost.rank, lost.how), lost.rank))
     }
 
     /// Ends the gang after an error of NCCL. If a rank is at fault, its name arrives a moment later.
@@ -350,10 +330,7 @@ impl<A: NcclApi> Collective for Nccl<A> {
     }
 
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
-        if root >= self.world_size {
-            let ranks = self.world_size;
-            return Err(Error::Input(format!("broadcast from rank {root} of {ranks}")));
-        }
+        check_root(root, self.world_size)?;
         if values.is_empty() {
             return self.barrier();
         }
