@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use llink_datasets::role::Part;
-use llink_proto::settings::AlignSettings;
 use llink_proto::{Align, Artifact, TaskResult};
 
 use super::margin::DroppedPairs;
@@ -15,18 +14,15 @@ use crate::train::align::options::AlignOptions;
 use crate::train::align::state::AlignState;
 use crate::train::align::validation::AlignValidation;
 use crate::train::align::{AlignRun, align};
-use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
 
 pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
-    let settings: AlignSettings = training::settings(&task.settings)?;
-    let upkeep = Upkeep::from(&settings);
-    let options = AlignOptions { seed: task.seed, settings };
+    let options = AlignOptions { seed: task.seed, settings: training::settings(&task.settings)? };
     let settings = &options.settings;
-    let store = context.store()?;
-    let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
-    let read = |artifacts: &[Artifact]| read_tables(context, &store, artifacts).map(|table| dropped.out_of(table));
+    let context = &context.opened()?;
+    let dropped = DroppedPairs::read(context, &task.dropped)?;
+    let read = |artifacts: &[Artifact]| read_tables(context, artifacts).map(|table| dropped.out_of(table));
     let data = AlignData::new(read(&task.encoder_vectors)?, read(&task.teacher_vectors)?)?;
     if !task.dropped.is_empty() && data.len() < settings.batch as usize {
         return Err(Error::Input(format!(
@@ -35,22 +31,17 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
             settings.batch
         )));
     }
-    let statistics = statistics::read(context, &store, task.statistics.as_ref())?;
-    let validation = match settings.validate_every {
-        None => None,
-        Some(_) => {
-            let encoder = read_tables(context, &store, &task.held_out_encoder_vectors)?;
-            let teacher = read_tables(context, &store, &task.held_out_teacher_vectors)?;
-            let pairs = settings.validation_pairs as usize;
-            let validation = AlignValidation::new(&encoder, &teacher, pairs, settings.temperature_end)?;
-            Some(validation.in_metric(statistics.metric.clone()))
-        }
+    let statistics = statistics::read(context, task.statistics.as_ref())?;
+    let held_out = |_| -> Result<AlignValidation> {
+        let encoder = read_tables(context, &task.held_out_encoder_vectors)?;
+        let teacher = read_tables(context, &task.held_out_teacher_vectors)?;
+        let pairs = settings.validation_pairs as usize;
+        AlignValidation::new([&encoder, &teacher], pairs, settings.temperature_end, statistics.metric.clone())
     };
+    let validation = settings.validate_every.map(held_out).transpose()?;
 
-    let mut collective = training::join(context, &upkeep)?;
-    let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
-    let control = context.control.clone();
-    let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, settings.steps, &mut collective, control)?;
+    let steps = settings.steps;
+    let (mut collective, mut run, restored) = training::begin(context, &task.directory, Upkeep::from(settings), steps)?;
     let resume = restored.map(|r| AlignState::from_safetensors(&r.name, &r.state)).transpose()?;
     let backend = context.compute.training_backend();
     let work = AlignRun {
@@ -66,16 +57,12 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     if collective.rank() > 0 {
         return Ok(TaskResult::default());
     }
-    // The path contains the lease's token, so a rank 0 that was given up on cannot write over its successor's files.
-    let directory = format!("{}/generation-{}", task.directory, context.token);
+    let directory = training::own_directory(context, &task.directory);
     let projector = outcome.projector.to_safetensors(HashMap::new())?;
     let path = format!("{directory}/projector.safetensors");
-    let projector = context.write(&store, &path, Part::Projector, 0, projector.into())?;
-    let mut result = training::result(context, &store, &directory, run.finish()?, collective.world_size())?;
+    let projector = context.write(&path, Part::Projector, 0, projector.into())?;
+    let numbers = (outcome.last.as_ref(), ["loss", "info_nce", "temperature"]);
+    let mut result = training::result(context, &directory, run.finish()?, collective.world_size(), numbers)?;
     result.artifacts.insert(0, projector);
-    for name in ["loss", "info_nce", "temperature"] {
-        let value = outcome.last.as_ref().and_then(|last| last.number(name));
-        result.figures.extend(value.map(|value| (name.to_owned(), value)));
-    }
     Ok(result)
 }

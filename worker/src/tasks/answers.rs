@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::measured::{self, AnswerCost, Arm, SET_TRAINED_ON, Scored, TRAINED_AS_PAIRS};
 use llink_datasets::numbers::Scanner;
 use llink_datasets::role::Role;
-use llink_datasets::store::Store;
 use llink_datasets::text::Splitter;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::EmbedSettings;
@@ -19,9 +19,10 @@ use llink_proto::{Answers, Artifact, EvaluationSet, ModelRef, TaskResult};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::TaskContext;
-use super::instruct::{read_projector, read_rows, widened};
+use super::instruct::{read_projector, read_rows};
 use super::training::{self, read_first};
+use super::{OpenContext, TaskContext, given};
+use crate::Result;
 use crate::device::is_out_of_memory;
 use crate::llink::answers::answer_scores;
 use crate::llink::projector::Projector;
@@ -30,7 +31,6 @@ use crate::models::{
     ChatPrompt, Continuations, Decoder, Encoder, GenerateOptions, LoadedAdapter, Sampling, Step, TextLimits,
     common_head, peft,
 };
-use crate::{Error, Result};
 use cost::FromVectors;
 
 /// The number of answers that are computed at once.
@@ -49,7 +49,6 @@ pub(super) struct Answered {
     pub answers: BTreeMap<Arm, String>,
 }
 
-/// The parts that make an answer.
 struct Answerer<'a> {
     context: &'a TaskContext,
     decoder: &'a Decoder,
@@ -62,8 +61,7 @@ struct Answerer<'a> {
 
 /// Adds the scores to `result`, and the answers themselves as JSON lines.
 pub(super) fn run(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     task: &Answers,
     model: &ModelRef,
     slots: Option<&Slots>,
@@ -73,7 +71,7 @@ pub(super) fn run(
     let mut answerer = Answerer {
         context,
         decoder: &decoder,
-        adapter: read_adapter(context, store, &decoder, [&task.adapter_config, &task.adapter])?,
+        adapter: read_adapter(context, &decoder, [&task.adapter_config, &task.adapter])?,
         options: GenerateOptions {
             max_tokens: task.max_answer_tokens as usize,
             stop: decoder.chat().stop().to_vec(),
@@ -82,75 +80,62 @@ pub(super) fn run(
         max_tokens: task.max_tokens as usize,
         numbers: task.numbers.then(Scanner::default),
     };
-    let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
+    let rows = read_rows(context, &task.instructions, task.examples as usize)?;
     let (vectors, windows) = match slots {
         Some(slots) => {
-            let table = read_first(context, store, &task.encoder_vectors, rows.len())?;
+            let table = read_first(context, &task.encoder_vectors, rows.len())?;
             let windows = slots.windows(table.width);
-            (TextVectors { values: widened(&table), width: table.width, rows: table.texts() }, windows)
+            (TextVectors { values: table.values.to_f32_vec(), width: table.width, rows: table.texts() }, windows)
         }
         None => (TextVectors::default(), 0),
     };
     let encoder = task.encoder.as_ref().map(|model| TextReader::of(context, task, model, windows)).transpose()?;
     let mut sets = vec![Asked { rows, vectors }];
     if let Some(set) = &task.set {
-        sets.push(outside(context, store, set, encoder.as_ref(), result)?);
+        sets.push(outside(context, set, encoder.as_ref(), result)?);
     }
     let mut said = sets.iter().map(|asked| answerer.own(asked, slots)).collect::<Result<Vec<_>>>()?;
     let asked = &sets[0];
     let from = slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors { slots, reader });
     let mut cost = |answerer: &Answerer<'_>, arm: Arm, answers: Option<&[String]>| -> Result<()> {
-        let base = LoadedAdapter::default();
-        let adapter = if arm == Arm::Base { &base } else { &answerer.adapter };
-        let from = from.as_ref().filter(|_| arm == Arm::Slots);
-        let cost = answerer.cost(asked, answers, adapter, from)?;
+        let cost = answerer.cost(asked, answers, from.as_ref().filter(|_| arm == Arm::Slots))?;
         measured::put(&mut result.figures, &AnswerCost::of(arm), &cost);
         Ok(())
     };
     let (own, answers) = &said[0][0];
     cost(&answerer, *own, Some(answers))?;
-    if task.base {
-        let adapter = std::mem::take(&mut answerer.adapter);
-        for (said, asked) in said.iter_mut().zip(&sets) {
-            said.push((Arm::Base, answerer.direct(&asked.rows)?));
+    for (arm, answers) in [(Arm::Base, task.base), (Arm::Direct, task.direct_adapter.is_some())] {
+        answerer.adapter = match arm {
+            Arm::Base => LoadedAdapter::default(),
+            _ if answers => read_adapter(context, &decoder, [&task.direct_adapter_config, &task.direct_adapter])?,
+            _ => continue,
+        };
+        if answers {
+            for (said, asked) in said.iter_mut().zip(&sets) {
+                said.push((arm, answerer.direct(&asked.rows)?));
+            }
         }
-        answerer.adapter = adapter;
-    }
-    let by_base = said[0].iter().find(|(arm, _)| *arm == Arm::Base);
-    cost(&answerer, Arm::Base, by_base.map(|(_, answers)| answers.as_slice()))?;
-    if task.direct_adapter.is_some() {
-        let files = [&task.direct_adapter_config, &task.direct_adapter];
-        answerer.adapter = read_adapter(context, store, &decoder, files)?;
-        for (said, asked) in said.iter_mut().zip(&sets) {
-            said.push((Arm::Direct, answerer.direct(&asked.rows)?));
-        }
-        let answers = said[0].last().map(|(_, answers)| answers.as_slice());
-        cost(&answerer, Arm::Direct, answers)?;
+        let answers = said[0].last().filter(|_| answers);
+        cost(&answerer, arm, answers.map(|(_, answers)| answers.as_slice()))?;
     }
     result.figures.insert(TRAINED_AS_PAIRS.into(), task.trained_as_pairs as f64);
-    write(context, store, task, sets.iter().zip(&said), result)
+    write(context, task, sets.iter().zip(&said), result)
 }
 
-/// Reads an adapter's configuration and its weights.
 fn read_adapter(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     decoder: &Decoder,
     [config, weights]: [&Option<Artifact>; 2],
 ) -> Result<LoadedAdapter> {
-    let read = |artifact: &Option<Artifact>, what: &str| -> Result<bytes::Bytes> {
-        let missing = || Error::Input(format!("answers without their {what}"));
-        context.read(store, artifact.as_ref().ok_or_else(missing)?)
-    };
-    let (config, weights) = (read(config, "adapter config")?, read(weights, "adapter")?);
+    let config = context.read(given(config, "answers without their adapter config")?)?;
+    let weights = context.read(given(weights, "answers without their adapter")?)?;
     let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
     LoadedAdapter::new(&adapter, decoder.model())
 }
 
 /// Writes the answers of the arms to each set, and adds their scores.
 fn write<'a>(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     task: &Answers,
     answered: impl Iterator<Item = (&'a Asked, &'a Vec<(Arm, Vec<String>)>)>,
     result: &mut TaskResult,
@@ -163,7 +148,7 @@ fn write<'a>(
             _ => &[Scored::Answers, Scored::Translations],
         };
         let (lines, rows) = (lines(&asked.rows, said), asked.rows.len() as u64);
-        let artifact = context.write(store, path, role, rows, lines.into())?;
+        let artifact = context.write(path, role, rows, lines.into())?;
         result.artifacts.push(artifact);
         for (arm, answers) in said {
             scored.iter().for_each(|of| add_scores(result, *of, *arm, &asked.rows, answers));
@@ -183,7 +168,6 @@ struct Asked {
 #[derive(Default)]
 struct TextVectors {
     values: Vec<f32>,
-    /// The width of a row.
     width: usize,
     /// The rows of each text.
     rows: Vec<Range<usize>>,
@@ -199,8 +183,7 @@ impl TextVectors {
 
 /// Reads the evaluation set, and counts what training has seen of it.
 fn outside(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     set: &EvaluationSet,
     encoder: Option<&TextReader>,
     result: &mut TaskResult,
@@ -210,7 +193,7 @@ fn outside(
         let warning = format!("{unusable} rows of `evaluate.set` lack a side or cannot be read, and were left out");
         result.warnings.push(warning);
     }
-    let seen = set::trained_on(context, store, &rows, &set.trained)?;
+    let seen = set::trained_on(context, &rows, &set.trained)?;
     result.figures.insert(SET_TRAINED_ON.into(), seen as f64);
     let vectors = match encoder {
         Some(reader) => set::vectors(context, reader, &rows)?,
@@ -226,7 +209,6 @@ struct TextReader {
     budget: usize,
     /// The number of windows of a text or of a sentence, W.
     windows: usize,
-    /// Splits a text into sentences, if it is split.
     splitter: Option<Splitter>,
 }
 
@@ -365,18 +347,13 @@ pub(super) struct Slots {
 impl Slots {
     /// Reads the modules after Stage B. If Stage B left the projector unchanged, it is `aligned`. The result is `None`
     /// in direct mode.
-    pub(super) fn read(
-        context: &TaskContext,
-        store: &Store,
-        task: &Answers,
-        aligned: &Projector,
-    ) -> Result<Option<Self>> {
+    pub(super) fn read(context: &OpenContext<'_>, task: &Answers, aligned: &Projector) -> Result<Option<Self>> {
         let Some(artifact) = &task.slots else { return Ok(None) };
-        let content = context.read(store, artifact)?;
+        let content = context.read(artifact)?;
         Ok(Some(Self {
-            expander: SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?,
+            expander: SlotExpander::from_safetensors(&context.describe(artifact), &content)?,
             projector: match &task.projector {
-                Some(projector) => read_projector(context, store, projector)?,
+                Some(projector) => read_projector(context, projector)?,
                 None => aligned.clone(),
             },
         }))
@@ -396,7 +373,7 @@ impl Slots {
     /// Returns the mean of the slots of each text, `[n, d]`, which Stage B keeps near the teacher.
     pub(super) fn means(&self, vectors: &VectorTable) -> Result<Vec<f32>> {
         let shape = self.expander.shape();
-        let slots = self.of(&widened(vectors), vectors.width)?;
+        let slots = self.of(&vectors.values.to_f32_vec(), vectors.width)?;
         let mean = |rows: Range<usize>| -> Vec<f32> {
             let count = rows.len() * shape.slots;
             let slots = &slots[rows.start * shape.slots * shape.width..][..count * shape.width];

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use llink_datasets::store::Store;
 use serde::{Deserialize, Serialize};
 
-use super::TaskContext;
+use super::OpenContext;
 use crate::synthesize::{Answer, Client, Request};
 use crate::{Error, Result};
 
@@ -23,14 +22,12 @@ struct Kept {
 
 /// Asks an endpoint the questions that are not in the cache.
 pub(super) struct Asker<'a> {
-    pub(super) context: &'a TaskContext,
-    pub(super) store: &'a Store,
+    pub(super) context: &'a OpenContext<'a>,
     pub(super) client: &'a Client,
     /// The folder of answers from earlier runs.
     pub(super) cache: &'a str,
 }
 
-/// The origin of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum From {
     Cache,
@@ -46,7 +43,7 @@ impl Asker<'_> {
         self.context.control.check()?;
         let hash = request.hash();
         let path = format!("{}/{}/{hash}.json", self.cache, &hash[..2]);
-        match self.store.get(&path).await {
+        match self.context.store.get(&path).await {
             // An unreadable entry is asked for again.
             Ok(content) => {
                 if let Ok(Kept { answer }) = serde_json::from_slice(&content) {
@@ -63,14 +60,12 @@ impl Asker<'_> {
         if let Answer::Text(text) = &answer
             && worth(text)
         {
-            let kept = Kept { answer: text.clone() };
-            let content = serde_json::to_vec(&kept).expect("an answer is plain data");
-            self.store.put(&path, Bytes::from(content)).await?;
+            let content = serde_json::to_vec(&Kept { answer: text.clone() }).expect("an answer is plain data");
+            self.context.store.put(&path, Bytes::from(content)).await?;
         }
         Ok((answer, From::Endpoint))
     }
 
-    /// Waits for the order to stop.
     async fn stopped(&self) -> Error {
         loop {
             if let Err(stopped) = self.context.control.check() {

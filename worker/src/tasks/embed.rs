@@ -14,10 +14,9 @@ use llink_datasets::vectors::{VectorTable, write_vectors};
 use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher};
 use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
 
-use super::TaskContext;
 use super::overlap::overlapped;
-use super::training;
 use super::turn::Busy;
+use super::{TaskContext, given, training};
 use crate::models::{Decoder, Encoder, TeacherLayer, TextLimits};
 use crate::{Error, Result};
 
@@ -29,18 +28,17 @@ const CHUNK_ON_DEVICE: usize = 16_384;
 
 pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult> {
     let began = Instant::now();
-    let missing = |what: &str| Error::Input(format!("an embed task without its {what}"));
-    let model = task.model.as_ref().ok_or_else(|| missing("model"))?;
-    let shard = task.shard.as_ref().ok_or_else(|| missing("shard"))?;
-    let store = context.store()?;
-    let content = context.read(&store, shard)?;
+    let model = given(&task.model, "an embed task without its model")?;
+    let shard = given(&task.shard, "an embed task without its shard")?;
+    let context = &context.opened()?;
+    let content = context.read(shard)?;
     let language = match (model.role(), Role::from(shard.role.as_str())) {
         (ModelRole::Encoder, _) if task.english => Language::English,
         (ModelRole::Encoder, _) => Language::Foreign,
         (_, Role::Shard(Corpus::Instructions, _)) => Language::EnglishRef,
         _ => Language::English,
     };
-    let mut table = read_texts(&store.describe(&shard.path), content, language)?;
+    let mut table = read_texts(&context.describe(shard), content, language)?;
     if let Some(rows) = task.rows {
         table.truncate(rows as usize);
     }
@@ -65,7 +63,7 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         ("llink.role".to_owned(), task.role.clone()),
     ]);
     let content = write_vectors(&vectors, &metadata)?;
-    let artifact = Artifact { metadata, ..context.write(&store, &task.path, task.role.as_str(), rows, content)? };
+    let artifact = Artifact { metadata, ..context.write(&task.path, task.role.as_str(), rows, content)? };
     tracing::info!(
         role = task.role,
         rows,

@@ -6,26 +6,22 @@ mod benchmark;
 use llink_datasets::measured::{self, CENTRED_ON, PAIRS, Tokens};
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::role::Role;
-use llink_datasets::store::Store;
 use llink_proto::{Evaluate, TaskResult};
 use serde_json::json;
 
-use super::TaskContext;
+use super::{OpenContext, TaskContext, given};
+use crate::Result;
 use crate::models::SpecialTokens;
-use crate::{Error, Result};
 use benchmark::Benchmark;
 
 pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> {
-    let store = context.store()?;
-    let artifact =
-        task.projector.as_ref().ok_or_else(|| Error::Input("an evaluate task without its projector".into()))?;
-    let aligned = super::instruct::read_projector(context, &store, artifact)?;
-    let slots = match &task.answers {
-        Some(answers) => super::answers::Slots::read(context, &store, answers, &aligned)?,
-        None => None,
-    };
-    let mut benchmark = Benchmark::read(context, &store, task)?;
-    let centred_on = benchmark.encoder_alone(context, &store, task)?;
+    let context = &context.opened()?;
+    let projector = given(&task.projector, "an evaluate task without its projector")?;
+    let aligned = super::instruct::read_projector(context, projector)?;
+    let read = |answers| super::answers::Slots::read(context, answers, &aligned).transpose();
+    let slots = task.answers.as_ref().and_then(read).transpose()?;
+    let mut benchmark = Benchmark::read(context, task)?;
+    let centred_on = benchmark.encoder_alone(context, task)?;
     benchmark.projected(&aligned)?;
     if let Some(slots) = &slots {
         benchmark.by_mean_slot(slots)?;
@@ -42,16 +38,16 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         result.figures.insert(CENTRED_ON.into(), rows as f64);
     }
     let ranks = benchmark.lines();
-    result.artifacts.push(context.write(&store, &task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
-    if let Some(tokens) = tokens(context, &store, task, pairs)? {
+    result.artifacts.push(context.write(&task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
+    if let Some(tokens) = tokens(context, task, pairs)? {
         measured::put(&mut result.figures, Tokens::NAME, &tokens);
     }
     if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
-        super::answers::run(context, &store, answers, model, slots.as_ref(), &mut result)?;
+        super::answers::run(context, answers, model, slots.as_ref(), &mut result)?;
         if let Some(judge) = &task.judge
             && let Some(answered) = result.artifacts.iter().find(|a| a.role == Role::Answers).cloned()
         {
-            super::judge::run(context, &store, judge, &answered, model, &mut result)?;
+            super::judge::run(context, judge, &answered, model, &mut result)?;
         }
     }
     if pairs < task.benchmark_pairs as usize {
@@ -62,19 +58,19 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     }
     let report = json!({ "retrieval": rows, "benchmark": task.benchmark, "figures": result.figures });
     let report = serde_json::to_vec_pretty(&report).expect("figures are plain data");
-    result.artifacts.push(context.write(&store, &task.path, Role::Report, 0, report.into())?);
-    let page = super::report::page(context, &store, task, &result)?;
-    result.artifacts.push(context.write(&store, &task.page, Role::ReportPage, 0, page.into())?);
+    result.artifacts.push(context.write(&task.path, Role::Report, 0, report.into())?);
+    let page = super::report::page(context, task, &result)?;
+    result.artifacts.push(context.write(&task.page, Role::ReportPage, 0, page.into())?);
     Ok(result)
 }
 
 /// Returns the mean number of decoder tokens in an English and in a foreign sentence.
-fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -> Result<Option<Tokens>> {
+fn tokens(context: &OpenContext<'_>, task: &Evaluate, pairs: usize) -> Result<Option<Tokens>> {
     let (Some(model), Some(shard)) = (&task.decoder, task.pair_shards.first()) else {
         return Ok(None);
     };
-    let content = context.read(store, shard)?;
-    let PairTable { english, foreign, .. } = read_pairs(&store.describe(&shard.path), content)?;
+    let content = context.read(shard)?;
+    let PairTable { english, foreign, .. } = read_pairs(&context.describe(shard), content)?;
     let decoder = context.models.decoder(context, model)?;
     let mean = |texts: &[String]| -> Result<f64> {
         let texts: Vec<&str> = texts.iter().take(pairs).map(String::as_str).collect();

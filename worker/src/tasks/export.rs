@@ -6,13 +6,12 @@ use std::path::Path;
 use bytes::Bytes;
 use llink_datasets::numbers::Rules;
 use llink_datasets::role::{Part, Role};
-use llink_datasets::store::Store;
 use llink_datasets::text::SentenceRules;
 use llink_proto::{Artifact, Export, ModelRef, TaskResult};
 
-use super::TaskContext;
 use super::instruct::{read_projector, read_rows};
 use super::models::{folder, reading_of};
+use super::{OpenContext, TaskContext, given};
 use crate::bundle::config::{
     AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MERGED, MODEL_TYPE, PROJECTOR,
     ProjectorEntry, PromptEntry, SLOTS, STATISTICS, SlotsEntry, StatisticsEntry,
@@ -49,21 +48,20 @@ struct Trained {
 }
 
 pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
-    let missing = |what: &str| Error::Input(format!("an export task without its {what}"));
-    let model = task.decoder.as_ref().ok_or_else(|| missing("decoder"))?;
-    let encoder = task.encoder.as_ref().ok_or_else(|| missing("encoder"))?;
-    let projector = task.projector.as_ref().ok_or_else(|| missing("projector"))?;
-    let store = context.store()?;
+    let model = given(&task.decoder, "an export task without its decoder")?;
+    let encoder = given(&task.encoder, "an export task without its encoder")?;
+    let projector = given(&task.projector, "an export task without its projector")?;
+    let context = &context.opened()?;
     let decoder = context.models.decoder(context, model)?;
-    let trained = read_trained(context, &store, task, projector, &decoder)?;
-    let instructions = instructions(context, &store, task)?;
+    let trained = read_trained(context, task, projector, &decoder)?;
+    let instructions = instructions(context, task)?;
     let config = config(task, &trained, encoder, model, &decoder, instructions)?;
 
     let mut result = TaskResult::default();
     let mut put = |name: &str, part: Part, content: Bytes| -> Result<()> {
         context.control.check()?;
         let path = format!("{}/{name}", task.directory);
-        result.artifacts.push(context.write(&store, &path, Role::Bundle(part), 0, content)?);
+        result.artifacts.push(context.write(&path, Role::Bundle(part), 0, content)?);
         Ok(())
     };
     put(CONFIG, Part::Config, config.text().into())?;
@@ -80,12 +78,12 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
         put(peft::ADAPTER_MODEL, Part::Adapter, file.clone())?;
     }
     if task.merged {
-        let (adapter, _) = trained.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
+        let (adapter, _) = given(&trained.adapter, "an export task without its adapter")?;
         put_merged(&folder(context, model)?, adapter, &mut put)?;
     }
     put(CARD, Part::Card, task.model_card.clone().into())?;
 
-    let folder = BundleFolder::of(&store, &context.runtime, &task.directory, &result.artifacts);
+    let folder = BundleFolder::of(&context.store, &context.runtime, &task.directory, &result.artifacts);
     check(&Bundle::read(&folder)?, &trained, &decoder, &folder)?;
     context.control.advance(1, 1);
     Ok(result)
@@ -131,52 +129,41 @@ fn is_description(name: &str) -> bool {
     (is_text || is_license) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
 
-fn read_trained(
-    context: &TaskContext,
-    store: &Store,
-    task: &Export,
-    projector: &Artifact,
-    decoder: &Decoder,
-) -> Result<Trained> {
+fn read_trained(context: &OpenContext<'_>, task: &Export, projector: &Artifact, decoder: &Decoder) -> Result<Trained> {
     let adapter = match (&task.adapter, &task.adapter_config) {
         (Some(weights), Some(options)) => {
-            let name = store.describe(&weights.path);
-            let (options, weights) = (context.read(store, options)?, context.read(store, weights)?);
+            let name = context.describe(weights);
+            let (options, weights) = (context.read(options)?, context.read(weights)?);
             let adapter = peft::read(decoder.config(), &name, &options, &weights)?;
             Some((adapter, weights))
         }
         _ => None,
     };
-    let slots = match &task.slots {
-        Some(artifact) => {
-            let content = context.read(store, artifact)?;
-            let expander = SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?;
-            Some((expander, content))
-        }
-        None => None,
-    };
-    let statistics = match &task.statistics {
-        Some(artifact) => {
-            let content = context.read(store, artifact)?;
-            let statistics = Statistics::from_safetensors(&store.describe(&artifact.path), &content)?;
-            Some((statistics, content))
-        }
-        None => None,
-    };
     Ok(Trained {
-        statistics,
-        projector: read_projector(context, store, projector)?,
-        projector_file: context.read(store, projector)?,
+        statistics: read_part(context, &task.statistics, Statistics::from_safetensors)?,
+        projector: read_projector(context, projector)?,
+        projector_file: context.read(projector)?,
         adapter,
-        slots,
+        slots: read_part(context, &task.slots, SlotExpander::from_safetensors)?,
     })
+}
+
+/// Reads a part and its file, if there is one.
+fn read_part<T>(
+    context: &OpenContext<'_>,
+    artifact: &Option<Artifact>,
+    parse: impl FnOnce(&str, &[u8]) -> Result<T>,
+) -> Result<Option<(T, Bytes)>> {
+    let Some(artifact) = artifact else { return Ok(None) };
+    let content = context.read(artifact)?;
+    Ok(Some((parse(&context.describe(artifact), &content)?, content)))
 }
 
 /// Returns the most frequent instruction of each task; of equally frequent ones, the first in order. A task whose
 /// examples all have their own instruction, like questions, has none.
-fn instructions(context: &TaskContext, store: &Store, task: &Export) -> Result<BTreeMap<String, String>> {
+fn instructions(context: &OpenContext<'_>, task: &Export) -> Result<BTreeMap<String, String>> {
     let mut tasks: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
-    for row in read_rows(context, store, &task.instructions, usize::MAX)? {
+    for row in read_rows(context, &task.instructions, usize::MAX)? {
         *tasks.entry(row.task).or_default().entry(row.instruction).or_default() += 1;
     }
     let usual = |counts: BTreeMap<String, usize>| {

@@ -3,17 +3,14 @@
 use std::collections::HashMap;
 
 use candle_core::DType;
-use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::{InstructionRow, read_instructions};
 use llink_datasets::role::Part;
 use llink_datasets::shown::ShownUrl;
-use llink_datasets::store::Store;
-use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::InstructSettings;
 use llink_proto::{Artifact, Instruct, ModelRef, TaskResult};
 
-use super::TaskContext;
 use super::training::{self, read_first};
+use super::{OpenContext, TaskContext, given};
 use crate::bundle::{Bundle, BundleFolder};
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
@@ -23,14 +20,11 @@ use crate::train::instruct::data::InstructData;
 use crate::train::instruct::options::{InstructArm, InstructOptions};
 use crate::train::instruct::state::InstructState;
 use crate::train::instruct::{InstructRun, InstructStart, InstructTrained, instruct};
-use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
 
 pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> {
-    let missing = |what: &str| Error::Input(format!("an instruct task without its {what}"));
     let settings: InstructSettings = training::settings(&task.settings)?;
-    let upkeep = Upkeep::from(&settings);
     let options = InstructOptions {
         seed: task.seed,
         steps: settings.steps_for(task.instructions.iter().map(|shard| shard.rows).sum()),
@@ -41,32 +35,25 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
         settings,
     };
     let settings = &options.settings;
-    let model = task.decoder.as_ref().ok_or_else(|| missing("decoder"))?;
-    let projector = task.projector.as_ref().ok_or_else(|| missing("projector"))?;
-    let store = context.store()?;
+    let model = given(&task.decoder, "an instruct task without its decoder")?;
+    let projector = given(&task.projector, "an instruct task without its projector")?;
+    let context = &context.opened()?;
     let decoder = context.models.decoder(context, model)?;
-    let projector = read_projector(context, &store, projector)?;
+    let projector = read_projector(context, projector)?;
     let data = |shards: &[Artifact], encoder: &[Artifact], teacher: &[Artifact], at_most: usize| {
-        let rows = read_rows(context, &store, shards, at_most)?;
-        let encoder = read_first(context, &store, encoder, at_most)?;
-        let teacher = read_first(context, &store, teacher, at_most)?;
+        let rows = read_rows(context, shards, at_most)?;
+        let encoder = read_first(context, encoder, at_most)?;
+        let teacher = read_first(context, teacher, at_most)?;
         InstructData::new(&decoder, &options, &rows, encoder, teacher, projector.clone())
     };
     let train = data(&task.instructions, &task.encoder_vectors, &task.teacher_vectors, usize::MAX)?;
-    let held_out = match settings.validate_every.filter(|_| settings.validation_examples > 0) {
-        None => None,
-        Some(_) => Some(data(
-            &task.held_out_instructions,
-            &task.held_out_encoder_vectors,
-            &task.held_out_teacher_vectors,
-            settings.validation_examples as usize,
-        )?),
-    };
+    let examples = settings.validation_examples as usize;
+    let (encoder, teacher) = (&task.held_out_encoder_vectors, &task.held_out_teacher_vectors);
+    let held_out = |_| data(&task.held_out_instructions, encoder, teacher, examples);
+    let held_out = settings.validate_every.filter(|_| examples > 0).map(held_out).transpose()?;
 
-    let mut collective = training::join(context, &upkeep)?;
-    let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
-    let control = context.control.clone();
-    let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, options.steps, &mut collective, control)?;
+    let upkeep = Upkeep::from(settings);
+    let (mut collective, mut run, restored) = training::begin(context, &task.directory, upkeep, options.steps)?;
     let resume = restored.map(|r| InstructState::from_safetensors(decoder.config(), &r.name, &r.state)).transpose()?;
     let start = match (&resume, settings.from.as_deref()) {
         (None, Some(url)) => Some(start(context, url, model, &decoder)?),
@@ -86,20 +73,16 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     if collective.rank() > 0 {
         return Ok(TaskResult::default());
     }
-    // The path contains the lease's token, so a rank 0 that was given up on cannot write over its successor's files.
-    let directory = format!("{}/generation-{}", task.directory, context.token);
-    let mut result = training::result(context, &store, &directory, run.finish()?, collective.world_size())?;
-    let artifacts = write(context, &store, &directory, &options, &trained, &model.url)?;
+    let directory = training::own_directory(context, &task.directory);
+    let numbers = (trained.last.as_ref(), ["loss", "sft", "cosine"]);
+    let mut result = training::result(context, &directory, run.finish()?, collective.world_size(), numbers)?;
+    let artifacts = write(context, &directory, &options, &trained, &model.url)?;
     result.artifacts.splice(0..0, artifacts);
     if train.too_long > 0 {
         result.warnings.push(format!(
             "{} instructions have more than {} tokens and were left out (instruct.max_tokens)",
             train.too_long, settings.max_tokens
         ));
-    }
-    for name in ["loss", "sft", "cosine"] {
-        let value = trained.last.as_ref().and_then(|last| last.number(name));
-        result.figures.extend(value.map(|value| (name.to_owned(), value)));
     }
     Ok(result)
 }
@@ -125,15 +108,14 @@ fn start(context: &TaskContext, url: &str, model: &ModelRef, decoder: &Decoder) 
 }
 
 fn write(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     directory: &str,
     options: &InstructOptions,
     trained: &InstructTrained,
     base_model: &str,
 ) -> Result<Vec<Artifact>> {
     let put = |name: &str, part: Part, content: Vec<u8>| {
-        context.write(store, &format!("{directory}/{name}"), part, 0, content.into())
+        context.write(&format!("{directory}/{name}"), part, 0, content.into())
     };
     let config = peft::config_json(trained.adapter.options(), base_model);
     let mut artifacts = vec![
@@ -151,36 +133,23 @@ fn write(
     Ok(artifacts)
 }
 
-/// Reads the projector of an earlier stage.
-pub(super) fn read_projector(context: &TaskContext, store: &Store, artifact: &Artifact) -> Result<Projector> {
-    let content = context.read(store, artifact)?;
-    Projector::from_safetensors(&store.describe(&artifact.path), &content)
+pub(super) fn read_projector(context: &OpenContext<'_>, artifact: &Artifact) -> Result<Projector> {
+    let content = context.read(artifact)?;
+    Projector::from_safetensors(&context.describe(artifact), &content)
 }
 
 /// Reads the first rows of several shards of instructions.
-pub(super) fn read_rows(
-    context: &TaskContext,
-    store: &Store,
-    shards: &[Artifact],
-    at_most: usize,
-) -> Result<Vec<InstructionRow>> {
+pub(super) fn read_rows(context: &OpenContext<'_>, shards: &[Artifact], at_most: usize) -> Result<Vec<InstructionRow>> {
     let mut rows = Vec::new();
     for shard in shards {
         if rows.len() >= at_most {
             break;
         }
         context.control.check()?;
-        rows.extend(read_instructions(&store.describe(&shard.path), context.read(store, shard)?)?);
+        rows.extend(read_instructions(&context.describe(shard), context.read(shard)?)?);
     }
     rows.truncate(at_most);
     Ok(rows)
-}
-
-/// Returns the vectors of a table in f32.
-pub(super) fn widened(table: &VectorTable) -> Vec<f32> {
-    let mut values = vec![0.0; table.values.len()];
-    table.values.convert_to_f32_slice(&mut values);
-    values
 }
 
 /// Returns the lower median of the norms of the decoder's token embeddings.

@@ -6,13 +6,12 @@ use futures::{StreamExt, TryStreamExt};
 use llink_datasets::measured::{self, Arm, Judged};
 use llink_datasets::role::Role;
 use llink_datasets::shown::ShownUrl;
-use llink_datasets::store::Store;
 use llink_proto::{Artifact, Judge, ModelEndpoint, ModelRef, TaskResult, shown};
 use serde_json::json;
 
-use super::TaskContext;
 use super::answers::Answered;
 use super::ask::Asker;
+use super::{OpenContext, TaskContext, given};
 use crate::judge::{Comparison, JudgedPair, Order, SYSTEM, Verdict, tally};
 use crate::models::{ChatPrompt, GenerateOptions, LoadedAdapter, Sampling};
 use crate::synthesize::{Answer, Request, Unusable};
@@ -32,17 +31,16 @@ struct Pair {
 
 /// Adds wins, ties and losses to `result`, and the judgments themselves as JSON lines.
 pub(super) fn run(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     task: &Judge,
     answers: &Artifact,
     model: &ModelRef,
     result: &mut TaskResult,
 ) -> Result<()> {
-    let endpoint = task.endpoint.as_ref().ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
+    let endpoint = given(&task.endpoint, "a judge without its endpoint")?;
     let client = context.client("evaluate.judge", endpoint)?;
-    let content = context.read(store, answers)?;
-    let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
+    let content = context.read(answers)?;
+    let rows = rows(&context.describe(answers), &content, task.examples as usize)?;
     let mut pairs = against_base(context, task, model, &rows)?;
     pairs.extend(rows.iter().filter_map(against_other_arm));
     if let Some(direct) = &task.direct_answers {
@@ -54,7 +52,7 @@ pub(super) fn run(
             1 => task.cache.clone(),
             run => format!("{}/run-{run}", task.cache),
         };
-        let asker = Asker { context, store, client: &client, cache: &cache };
+        let asker = Asker { context, client: &client, cache: &cache };
         let of_run: Vec<[Reply; 2]> = context.wait(
             futures::stream::iter(&pairs)
                 .map(|pair| both_orders(&asker, endpoint, pair))
@@ -65,18 +63,15 @@ pub(super) fn run(
     }
     result.warnings.extend(client.warnings());
     result.warnings.extend(unread(&ShownUrl::of(&endpoint.url), &replies)?);
-    let judged: Vec<JudgedPair<'_>> = pairs
-        .iter()
-        .enumerate()
-        .map(|(at, pair)| JudgedPair {
-            ours: &pair.ours,
-            theirs: &pair.theirs,
-            runs: verdicts(&replies, at, pairs.len()),
-        })
-        .collect();
+    let judged = pairs.iter().enumerate().map(|(at, pair)| JudgedPair {
+        ours: &pair.ours,
+        theirs: &pair.theirs,
+        runs: verdicts(&replies, at, pairs.len()),
+    });
+    let judged: Vec<JudgedPair<'_>> = judged.collect();
     add_figures(&pairs, &judged, result);
     let lines: String = pairs.iter().zip(&judged).map(|(pair, judged)| line(pair, judged)).collect();
-    let judgements = context.write(store, &task.path, Role::Judgements, pairs.len() as u64, lines.into())?;
+    let judgements = context.write(&task.path, Role::Judgements, pairs.len() as u64, lines.into())?;
     result.artifacts.push(judgements);
     Ok(())
 }
@@ -84,7 +79,7 @@ pub(super) fn run(
 /// Returns the verdicts of each run about pair `at` of `pairs`.
 fn verdicts(replies: &[[Reply; 2]], at: usize, pairs: usize) -> Vec<[Option<Verdict>; 2]> {
     let of_pair = replies.iter().skip(at).step_by(pairs);
-    of_pair.map(|both| both.each_ref().map(Reply::verdict)).collect()
+    of_pair.map(|both| both.each_ref().map(|reply| reply.as_ref().ok().copied())).collect()
 }
 
 /// Adds the counts against each arm, over all pairs and, if there are several tasks, by task.
@@ -137,13 +132,8 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[A
         Some(answers) => answers,
         None => base_answers(context, task, model, rows)?,
     };
-    let pairs = rows.iter().zip(theirs).map(|(row, theirs)| Pair {
-        against: Arm::Base,
-        theirs,
-        ours: ours(row),
-        row: row.clone(),
-    });
-    Ok(pairs.collect())
+    let pair = |(row, theirs)| Pair { against: Arm::Base, theirs, ours: ours(row), row: row.clone() };
+    Ok(rows.iter().zip(theirs).map(pair).collect())
 }
 
 fn base_answers(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Answered]) -> Result<Vec<String>> {
@@ -176,17 +166,11 @@ fn against_direct(context: &TaskContext, url: &str, rows: &[Answered]) -> Result
     let content = context.wait(store.get(&name))?;
     let direct = self::rows(url, &content, usize::MAX)?;
     let by_id: HashMap<u64, &Answered> = direct.iter().map(|row| (row.id, row)).collect();
-    let pairs: Vec<Pair> = rows
-        .iter()
-        .filter_map(|row| {
-            Some(Pair {
-                against: Arm::Direct,
-                ours: ours(row),
-                theirs: by_id.get(&row.id)?.answers.get(&Arm::Direct)?.clone(),
-                row: row.clone(),
-            })
-        })
-        .collect();
+    let pair = |row: &Answered| {
+        let theirs = by_id.get(&row.id)?.answers.get(&Arm::Direct)?.clone();
+        Some(Pair { against: Arm::Direct, ours: ours(row), theirs, row: row.clone() })
+    };
+    let pairs: Vec<Pair> = rows.iter().filter_map(pair).collect();
     if pairs.is_empty() {
         return Err(Error::Input(format!(
             "{url}: has no direct answers to the instructions that were evaluated: `evaluate.judge.direct_answers` is the \
@@ -196,21 +180,8 @@ fn against_direct(context: &TaskContext, url: &str, rows: &[Answered]) -> Result
     Ok(pairs)
 }
 
-/// The result of one request to the judge.
-enum Reply {
-    Verdict(Verdict),
-    /// The reply holds no verdict; the text is the reply or the reason.
-    None(String),
-}
-
-impl Reply {
-    fn verdict(&self) -> Option<Verdict> {
-        match self {
-            Self::Verdict(verdict) => Some(*verdict),
-            Self::None(_) => None,
-        }
-    }
-}
+/// The verdict of one request to the judge, or what was said instead.
+type Reply = std::result::Result<Verdict, String>;
 
 async fn both_orders(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair) -> Result<[Reply; 2]> {
     Ok([ask(asker, endpoint, pair, Order::OursFirst).await?, ask(asker, endpoint, pair, Order::TheirsFirst).await?])
@@ -228,16 +199,12 @@ async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Or
     let says_one = |reply: &str| Verdict::of(reply, order).is_some();
     let (answer, _) = asker.ask(&request, says_one).await?;
     Ok(match answer {
-        Answer::Text(text) => match Verdict::of(&text, order) {
-            Some(verdict) => Reply::Verdict(verdict),
-            None => Reply::None(format!("“{}”", shown::quoted(&text, QUOTED))),
-        },
-        Answer::Unusable(Unusable::CutOff, beginning) => Reply::None(format!(
-            "“{beginning}”, cut off at {} tokens (`evaluate.judge.max_tokens`)",
-            endpoint.max_tokens
-        )),
-        Answer::Unusable(why, beginning) => Reply::None(format!("“{beginning}” ({})", why.name().replace('_', " "))),
-        Answer::Rejected(said) => Reply::None(format!("the request was rejected with {said}")),
+        Answer::Text(text) => Verdict::of(&text, order).ok_or_else(|| format!("“{}”", shown::quoted(&text, QUOTED))),
+        Answer::Unusable(Unusable::CutOff, beginning) => {
+            Err(format!("“{beginning}”, cut off at {} tokens (`evaluate.judge.max_tokens`)", endpoint.max_tokens))
+        }
+        Answer::Unusable(why, beginning) => Err(format!("“{beginning}” ({})", why.name().replace('_', " "))),
+        Answer::Rejected(said) => Err(format!("the request was rejected with {said}")),
     })
 }
 
@@ -247,14 +214,7 @@ async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Or
 /// When no reply holds a verdict, so that nothing was judged.
 fn unread(url: &ShownUrl, replies: &[[Reply; 2]]) -> Result<Option<String>> {
     let total = 2 * replies.len();
-    let unread: Vec<&str> = replies
-        .iter()
-        .flatten()
-        .filter_map(|reply| match reply {
-            Reply::None(instead) => Some(instead.as_str()),
-            Reply::Verdict(_) => None,
-        })
-        .collect();
+    let unread: Vec<&str> = replies.iter().flatten().filter_map(|reply| Some(reply.as_ref().err()?.as_str())).collect();
     match (unread.len(), unread.first()) {
         (_, None) => Ok(None),
         (count, Some(_)) if count == total => Err(Error::Input(format!(

@@ -3,16 +3,15 @@
 
 use std::collections::HashSet;
 
+use half::slice::HalfFloatSliceExt;
 use llink_datasets::pairs::read_pairs;
 use llink_datasets::role::Role;
-use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
 use llink_proto::{Artifact, FilterPairs, TaskResult};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::TaskContext;
-use super::instruct::widened;
+use super::{OpenContext, TaskContext, given};
 use crate::llink::margin::margins;
 use crate::{Error, Result};
 
@@ -27,26 +26,22 @@ pub(super) struct Dropped {
 }
 
 pub(super) fn run(context: &TaskContext, task: &FilterPairs) -> Result<TaskResult> {
-    let store = context.store()?;
-    let read = |artifact: &Option<Artifact>, what: &str| {
-        let missing = || Error::Input(format!("a filter task without its {what}"));
-        let artifact = artifact.as_ref().ok_or_else(missing)?;
-        Ok::<_, Error>((store.describe(&artifact.path), context.read(&store, artifact)?))
-    };
-    let (name, content) = read(&task.pairs, "pairs")?;
-    let pairs = read_pairs(&name, content)?;
-    let vectors = |artifact: &Option<Artifact>, what: &str| {
-        let (name, content) = read(artifact, what)?;
-        let table = read_vectors(&name, content)?;
+    let context = &context.opened()?;
+    let pairs = given(&task.pairs, "a filter task without its pairs")?;
+    let pairs = read_pairs(&context.describe(pairs), context.read(pairs)?)?;
+    let vectors = |artifact: &Artifact| {
+        let name = context.describe(artifact);
+        let table = read_vectors(&name, context.read(artifact)?)?;
         match table.ids == pairs.ids {
             true => Ok(table),
             false => Err(Error::Input(format!("{name}: holds the vectors of other pairs"))),
         }
     };
-    let foreign = vectors(&task.foreign_vectors, "vectors of the foreign sides")?;
-    let english = vectors(&task.english_vectors, "vectors of the English sides")?;
+    let foreign = given(&task.foreign_vectors, "a filter task without its vectors of the foreign sides")?;
+    let english = given(&task.english_vectors, "a filter task without its vectors of the English sides")?;
+    let (foreign, english) = (vectors(foreign)?, vectors(english)?);
     context.control.check()?;
-    let margins = margins(&widened(&foreign), &widened(&english), foreign.width)?;
+    let margins = margins(&foreign.values.to_f32_vec(), &english.values.to_f32_vec(), foreign.width)?;
     let rows = margins.iter().enumerate();
     let below = rows.filter(|(_, margin)| f64::from(**margin) < task.margin);
     let mut dropped: Vec<Dropped> = below
@@ -62,7 +57,7 @@ pub(super) fn run(context: &TaskContext, task: &FilterPairs) -> Result<TaskResul
     let rows = dropped.len() as u64;
     context.control.advance(pairs.ids.len() as u64, pairs.ids.len() as u64);
     Ok(TaskResult {
-        artifacts: vec![context.write(&store, &task.path, Role::Dropped, rows, lines.into())?],
+        artifacts: vec![context.write(&task.path, Role::Dropped, rows, lines.into())?],
         counts: [("pairs.dropped_below_margin".to_owned(), rows)].into(),
         ..TaskResult::default()
     })
@@ -73,12 +68,10 @@ pub(super) fn run(context: &TaskContext, task: &FilterPairs) -> Result<TaskResul
 pub(super) struct DroppedPairs(HashSet<u64>);
 
 impl DroppedPairs {
-    pub(super) fn read(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<Self> {
+    pub(super) fn read(context: &OpenContext<'_>, artifacts: &[Artifact]) -> Result<Self> {
         let mut ids = HashSet::new();
         for artifact in artifacts {
-            let content = context.read(store, artifact)?;
-            let name = store.describe(&artifact.path);
-            for pair in lines(&content, &name) {
+            for pair in lines(&context.read(artifact)?, &context.describe(artifact)) {
                 ids.insert(pair?.id);
             }
         }
@@ -94,7 +87,6 @@ impl DroppedPairs {
     }
 }
 
-/// Reads the lines of a list of dropped pairs.
 pub(super) fn lines(content: &[u8], name: &str) -> impl Iterator<Item = Result<Dropped>> {
     let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(move |line| {

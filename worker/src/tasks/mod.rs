@@ -21,6 +21,7 @@ mod training;
 mod turn;
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,13 +32,14 @@ use llink_datasets::roots::{Roots, check_key_variable};
 use llink_datasets::shown::{ShownUrl, redacted};
 use llink_datasets::store::Store;
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, Failure, FailureKind, ModelEndpoint, ModelRef, Seat, Task, TaskResult, shown};
+use llink_proto::{
+    Artifact, Failure, FailureKind, ModelEndpoint, ModelRef, RendezvousResponse, Seat, Task, TaskResult, shown,
+};
 
-use crate::collective::Met;
 use crate::control::TaskControl;
 use crate::device::{Compute, is_out_of_memory};
 use crate::models::ModelPlace;
-use crate::synthesize::{Client, Endpoint};
+use crate::synthesize::Client;
 use crate::{Error, Result};
 
 pub use models::ModelCache;
@@ -59,11 +61,9 @@ pub struct TaskContext {
     /// The place in a gang, for a gang's task.
     pub seat: Option<Seat>,
     /// Publishes this rank's line, waits for all ranks, and returns every rank's line and the gang's secret.
-    pub rendezvous: Box<dyn Fn(String) -> Result<Met> + Send + Sync>,
+    pub rendezvous: Box<dyn Fn(String) -> Result<RendezvousResponse> + Send + Sync>,
     /// The address at which other ranks reach this machine.
     pub local_address: IpAddr,
-    /// Number of computing threads.
-    pub threads: usize,
     /// The device to compute on.
     pub compute: Compute,
     /// The turns of tasks on the device.
@@ -76,21 +76,25 @@ pub struct TaskContext {
     pub token: u64,
 }
 
-impl std::fmt::Debug for TaskContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TaskContext")
-            .field("output_url", &self.output_url)
-            .field("seat", &self.seat)
-            .field("token", &self.token)
-            .finish_non_exhaustive()
+/// The context of a task that has opened the job's output.
+struct OpenContext<'a> {
+    context: &'a TaskContext,
+    /// The job's output.
+    store: Store,
+}
+
+impl Deref for OpenContext<'_> {
+    type Target = TaskContext;
+
+    fn deref(&self) -> &TaskContext {
+        self.context
     }
 }
 
 impl TaskContext {
-    /// Opens the job's output.
-    fn store(&self) -> Result<Store> {
+    fn opened(&self) -> Result<OpenContext<'_>> {
         self.admit(&self.output_url)?;
-        Ok(Store::open(&self.output_url)?)
+        Ok(OpenContext { context: self, store: Store::open(&self.output_url)? })
     }
 
     /// Opens the store of an object outside of the output, and returns the object's name in it.
@@ -129,7 +133,7 @@ impl TaskContext {
         if self.roots != Roots::Any {
             check_key_variable(&endpoint.api_key_env).map_err(Error::Input)?;
         }
-        Client::new(Endpoint::of(section, endpoint))
+        Client::new(section, endpoint.clone())
     }
 
     /// Refuses a URL that lies below none of the roots. Everything that opens a URL asks here first, so a coordinator that was taken
@@ -139,20 +143,26 @@ impl TaskContext {
         self.roots.admit(url).map_err(refused)
     }
 
-    /// Runs a future of the store on the agent's runtime.
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
+}
+
+impl OpenContext<'_> {
+    /// Returns an artifact's name in errors.
+    fn describe(&self, artifact: &Artifact) -> String {
+        self.store.describe(&artifact.path)
+    }
 
     /// Reads an artifact and checks that it is the committed one.
-    fn read(&self, store: &Store, artifact: &Artifact) -> Result<Bytes> {
-        let content = self.wait(store.get(&artifact.path))?;
+    fn read(&self, artifact: &Artifact) -> Result<Bytes> {
+        let content = self.wait(self.store.get(&artifact.path))?;
         let found = sha256_hex(&content);
         if found == artifact.sha256 {
             return Ok(content);
         }
         Err(llink_datasets::Error::Content {
-            path: store.describe(&artifact.path),
+            path: self.describe(artifact),
             reason: format!(
                 "it was altered after it was written: SHA-256 {found}, the manifest has {}. Delete the stage's folder \
                  and submit the job again",
@@ -163,7 +173,7 @@ impl TaskContext {
     }
 
     /// Writes an artifact atomically.
-    fn write(&self, store: &Store, path: &str, role: impl Into<Role>, rows: u64, content: Bytes) -> Result<Artifact> {
+    fn write(&self, path: &str, role: impl Into<Role>, rows: u64, content: Bytes) -> Result<Artifact> {
         let artifact = Artifact {
             path: path.into(),
             role: role.into().into(),
@@ -172,7 +182,7 @@ impl TaskContext {
             sha256: sha256_hex(&content),
             ..Artifact::default()
         };
-        self.wait(store.put(path, content))?;
+        self.wait(self.store.put(path, content))?;
         Ok(artifact)
     }
 }
@@ -200,7 +210,6 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
 }
 
 /// Converts an error to a failure for the coordinator. Its kind decides whether another try makes sense.
-#[must_use]
 pub fn failure(error: &Error) -> Failure {
     let kind = match error {
         Error::Model { .. } | Error::Input(_) | Error::Diverged { .. } => FailureKind::Input,
@@ -217,6 +226,11 @@ pub fn failure(error: &Error) -> Failure {
         // Errors of other crates may hold a whole URL.
         text: shown::bounded(&redacted(&error.to_string()), FAILURE_BYTES).into_owned(),
     }
+}
+
+/// Returns a part of a task, of which `what` says which one is missing.
+fn given<'a, T>(part: &'a Option<T>, what: &str) -> Result<&'a T> {
+    part.as_ref().ok_or_else(|| Error::Input(what.into()))
 }
 
 fn to_proto(artifact: ManifestArtifact) -> Artifact {

@@ -1,14 +1,14 @@
 //! Models: the `models` stage makes or fingerprints them, and other tasks find and load them.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::role::{Model, Role};
-use llink_datasets::store::Store;
 use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult};
 
-use super::TaskContext;
+use super::{OpenContext, TaskContext};
+use crate::control::lock;
 use crate::models::{Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint};
 use crate::{Error, Result};
 
@@ -23,12 +23,6 @@ const BUILT_IN: [&str; 2] = ["tiny", "random"];
 pub struct ModelCache {
     encoder: Mutex<Option<(String, Arc<Encoder>)>>,
     decoder: Mutex<Option<(String, Arc<Decoder>)>>,
-}
-
-impl std::fmt::Debug for ModelCache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ModelCache").finish_non_exhaustive()
-    }
 }
 
 impl ModelCache {
@@ -51,8 +45,7 @@ impl ModelCache {
 }
 
 fn cached<M>(slot: &Mutex<Option<(String, Arc<M>)>>, key: &str, load: impl FnOnce() -> Result<M>) -> Result<Arc<M>> {
-    // After a panic during loading, the slot holds the old model or none.
-    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = lock(slot);
     if let Some((of, loaded)) = &*slot
         && of == key
     {
@@ -122,7 +115,7 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
     let (mut result, url) = match BUILT_IN.contains(&task.source.as_str()) {
-        true => (make(context, task, role)?, context.store()?.describe(&task.path)),
+        true => (make(context, task, role)?, context.opened()?.store.describe(&task.path)),
         false => (TaskResult::default(), task.source.clone()),
     };
     let print = identify(context, &url)?;
@@ -179,8 +172,8 @@ fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item
 
 /// Makes one of llink's own models and writes it to the store.
 fn make(context: &TaskContext, task: &PrepareModel, role: Model) -> Result<TaskResult> {
-    let (store, built_in) = (context.store()?, context.built_in(&task.source)?);
-    let texts = training_texts(context, &store, task)?;
+    let (context, built_in) = (&context.opened()?, context.built_in(&task.source)?);
+    let texts = training_texts(context, task)?;
     let files = match task.role() {
         ModelRole::Encoder => built_in.encoder(&task.source, texts, task.seed)?,
         _ => built_in.decoder(&task.source, texts, task.seed)?,
@@ -188,19 +181,19 @@ fn make(context: &TaskContext, task: &PrepareModel, role: Model) -> Result<TaskR
     let mut result = TaskResult::default();
     for (name, content) in files {
         let path = format!("{}/{name}", task.path);
-        result.artifacts.push(context.write(&store, &path, Role::Model(role), 0, content)?);
+        result.artifacts.push(context.write(&path, Role::Model(role), 0, content)?);
     }
     Ok(result)
 }
 
 /// Returns the training texts of a random model's tokenizer. The encoder's reads both sides, as XLM-R read many
 /// languages. The decoder's reads English only, so that it splits the other language into many tokens.
-fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
+fn training_texts(context: &OpenContext<'_>, task: &PrepareModel) -> Result<Vec<String>> {
     let mut texts = Vec::with_capacity(TOKENIZER_TEXTS);
     for path in &task.text_shards {
         context.control.check()?;
-        let content = context.wait(store.get(path))?;
-        let PairTable { english, foreign, .. } = read_pairs(&store.describe(path), content)?;
+        let content = context.wait(context.store.get(path))?;
+        let PairTable { english, foreign, .. } = read_pairs(&context.store.describe(path), content)?;
         for (english, foreign) in english.into_iter().zip(foreign) {
             texts.push(english);
             if task.role() == ModelRole::Encoder {

@@ -2,11 +2,10 @@
 
 use llink_datasets::measured;
 use llink_datasets::role::Role;
-use llink_datasets::store::Store;
 use llink_proto::{Artifact, Evaluate, TaskResult};
 use serde_json::Value;
 
-use super::TaskContext;
+use super::OpenContext;
 use super::margin::{self, Dropped};
 use crate::Result;
 use crate::report::{Page, chart, curves};
@@ -30,7 +29,7 @@ const INSTRUCT: Charts = &[
 ];
 
 /// Returns the page of an evaluation whose figures are in `result`.
-pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result: &TaskResult) -> Result<String> {
+pub(super) fn page(context: &OpenContext<'_>, task: &Evaluate, result: &TaskResult) -> Result<String> {
     let mut page = Page::new("llink: what was learnt");
     for (number, section) in measured::sections(&result.figures).iter().enumerate() {
         page.measured(section);
@@ -42,17 +41,17 @@ pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result
         }
     }
     if let Some(artifact) = result.artifacts.iter().find(|a| a.role == Role::Answers) {
-        examples(&mut page, &context.read(store, artifact)?);
+        examples(&mut page, &context.read(artifact)?);
     }
     if let Some(artifact) = task.dropped.iter().find(|artifact| artifact.rows > 0) {
-        let name = store.describe(&artifact.path);
-        dropped(&mut page, &context.read(store, artifact)?, &name)?;
+        let name = context.describe(artifact);
+        dropped(&mut page, &context.read(artifact)?, &name)?;
     }
     for (title, metrics, charts) in [
         ("Stage A: training the projector", &task.align_metrics, ALIGN),
         ("Stage B: training slots and adapter", &task.instruct_metrics, INSTRUCT),
     ] {
-        trained(context, store, &mut page, title, metrics, charts)?;
+        trained(context, &mut page, title, metrics, charts)?;
     }
     Ok(page.html())
 }
@@ -87,15 +86,14 @@ fn dropped(page: &mut Page, content: &[u8], name: &str) -> Result<()> {
 }
 
 fn trained(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     page: &mut Page,
     title: &str,
     metrics: &[Artifact],
     charts: Charts,
 ) -> Result<()> {
     let Some(artifact) = metrics.first() else { return Ok(()) };
-    let content = context.read(store, artifact)?;
+    let content = context.read(artifact)?;
     let lines = String::from_utf8_lossy(&content);
     page.section(title);
     for (title, names) in charts {

@@ -6,7 +6,7 @@ use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{self, CleanSpec, MadeUp, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
 use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult, WriteShard};
 
-use super::{TaskContext, to_proto};
+use super::{TaskContext, given, to_proto};
 use crate::{Error, Result};
 
 fn corpus(corpus: i32) -> Result<Corpus> {
@@ -44,14 +44,11 @@ pub(super) fn source(source: &llink_proto::Source) -> Result<Source> {
 }
 
 pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
-    let scripts = match told(&rules.script)? {
-        None => None,
-        Some(foreign) => Some(Scripts {
-            foreign,
-            english: rules.english_script.parse().map_err(Error::Input)?,
-            min_share: rules.min_script_share,
-        }),
+    let scripts = |foreign| -> Result<Scripts> {
+        let english = rules.english_script.parse().map_err(Error::Input)?;
+        Ok(Scripts { foreign, english, min_share: rules.min_script_share })
     };
+    let scripts = told(&rules.script)?.map(scripts).transpose()?;
     Ok(Rules {
         min_chars: rules.min_chars,
         max_chars: rules.max_chars,
@@ -66,9 +63,8 @@ pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
 }
 
 pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskResult> {
-    let missing = |what: &str| Error::Input(format!("a clean task without its {what}"));
-    let given = task.rules.as_ref().ok_or_else(|| missing("rules"))?;
-    let source = source(task.source.as_ref().ok_or_else(|| missing("source"))?)?;
+    let cleaning = given(&task.rules, "a clean task without its rules")?;
+    let source = source(given(&task.source, "a clean task without its source")?)?;
     let made_up = match task.sample_rows {
         0 => None,
         rows => Some(MadeUp { by: context.built_in(&source.url)?, rows, seed: task.seed }),
@@ -77,17 +73,17 @@ pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskRes
         corpus: corpus(task.corpus)?,
         source,
         made_up,
-        rules: rules(given)?,
-        tasks: given.tasks.clone(),
+        rules: rules(cleaning)?,
+        tasks: cleaning.tasks.clone(),
         with_signatures: task.with_signatures,
     };
     if spec.made_up.is_none() {
         let mut urls = std::iter::once(&spec.source.url).chain(&spec.source.foreign_url);
         urls.try_for_each(|url| context.admit(url))?;
     }
-    let store = context.store()?;
+    let context = &context.opened()?;
     let progress = |done, total| context.control.advance(done, total);
-    let cleaned = context.wait(shards::clean_source(&spec, &store, &task.path, &progress))?;
+    let cleaned = context.wait(shards::clean_source(&spec, &context.store, &task.path, &progress))?;
     context.control.check()?;
     Ok(TaskResult {
         artifacts: cleaned.artifacts.into_iter().map(to_proto).collect(),
@@ -118,9 +114,9 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
         pairs: (task.pairs_holdout_rows > 0)
             .then_some(Share { train_rows: task.pairs_train_rows, holdout_rows: task.pairs_holdout_rows }),
     };
-    let store = context.store()?;
+    let context = &context.opened()?;
     let progress = |done, total| context.control.advance(done, total);
-    let split = context.wait(shards::split_corpus(&spec, &store, &task.cleaned, &task.path, &progress))?;
+    let split = context.wait(shards::split_corpus(&spec, &context.store, &task.cleaned, &task.path, &progress))?;
     context.control.check()?;
     let planned = split.shards.into_iter().map(|shard| Artifact {
         path: shard.path,
@@ -146,8 +142,8 @@ pub(super) fn write(context: &TaskContext, task: &WriteShard) -> Result<TaskResu
         role: task.role.as_str().into(),
         stage_key: task.stage_key.clone(),
     };
-    let store = context.store()?;
+    let context = &context.opened()?;
     let progress = |done, total| context.control.advance(done, total);
-    let artifact = context.wait(shards::write_shard(&spec, &store, &progress))?;
+    let artifact = context.wait(shards::write_shard(&spec, &context.store, &progress))?;
     Ok(TaskResult { artifacts: vec![to_proto(artifact)], ..TaskResult::default() })
 }

@@ -2,19 +2,18 @@
 //! file.
 
 use llink_datasets::role::Part;
-use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
 use llink_proto::{Artifact, FitStatistics, TaskResult};
 
 use super::margin::DroppedPairs;
-use super::{TaskContext, training};
+use super::{OpenContext, TaskContext, training};
 use crate::Result;
 use crate::llink::statistics::{Statistics, StatisticsFit};
 
 pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskResult> {
     let mut fit = StatisticsFit::new(training::settings(&task.settings)?);
-    let store = context.store()?;
-    let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
+    let context = &context.opened()?;
+    let dropped = DroppedPairs::read(context, &task.dropped)?;
     type Add = fn(&mut StatisticsFit, &VectorTable) -> Result<()>;
     let towers: [(bool, &[Artifact], Add); 2] = [
         (fit.reads_encoder(), &task.encoder_vectors, StatisticsFit::add_encoder),
@@ -27,21 +26,21 @@ pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskRes
         .collect();
     for (done, (artifact, add)) in read.iter().enumerate() {
         context.control.check()?;
-        let content = context.read(&store, artifact)?;
-        let table = read_vectors(&store.describe(&artifact.path), content)?;
+        let content = context.read(artifact)?;
+        let table = read_vectors(&context.describe(artifact), content)?;
         add(&mut fit, &dropped.out_of(table))?;
         context.control.advance(done as u64 + 1, read.len() as u64);
     }
     let statistics = fit.finish()?.to_safetensors()?;
-    let artifact = context.write(&store, &task.path, Part::Statistics, 0, statistics.into())?;
+    let artifact = context.write(&task.path, Part::Statistics, 0, statistics.into())?;
     Ok(TaskResult { artifacts: vec![artifact], ..TaskResult::default() })
 }
 
 /// Reads the fitted statistics; without a file, returns the defaults.
-pub(super) fn read(context: &TaskContext, store: &Store, artifact: Option<&Artifact>) -> Result<Statistics> {
+pub(super) fn read(context: &OpenContext<'_>, artifact: Option<&Artifact>) -> Result<Statistics> {
     let Some(artifact) = artifact else {
         return Ok(Statistics::default());
     };
-    let content = context.read(store, artifact)?;
-    Statistics::from_safetensors(&store.describe(&artifact.path), &content)
+    let content = context.read(artifact)?;
+    Statistics::from_safetensors(&context.describe(artifact), &content)
 }

@@ -9,12 +9,11 @@ use llink_datasets::pairs::read_pairs;
 use llink_datasets::role::{Role, Side};
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
-use llink_datasets::store::Store;
-use llink_proto::{ModelEndpoint, Synthesize, TaskResult, shown};
+use llink_proto::{ModelEndpoint, SynthesisPrompt, Synthesize, TaskResult, shown};
 
 use super::ask::{Asker, From};
-use super::{TaskContext, shard};
-use crate::synthesize::{Answer, Prompt, Request, is_refusal};
+use super::{OpenContext, TaskContext, given, shard};
+use crate::synthesize::{Answer, Request, is_refusal};
 use crate::{Error, Result};
 
 /// After this many answers without a usable one, it is not chance.
@@ -22,65 +21,55 @@ const ENOUGH_TO_JUDGE: usize = 16;
 /// The most characters of an unusable answer that an error quotes.
 const QUOTED: usize = 200;
 
-/// A pair that is asked about.
-struct Asked {
+struct Asked<'a> {
     english: String,
     foreign: String,
-    prompt: Prompt,
+    prompt: &'a SynthesisPrompt,
 }
 
 pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult> {
-    let missing = |what: &str| Error::Input(format!("a synthesize task without its {what}"));
-    let pairs = task.pairs.as_ref().ok_or_else(|| missing("pairs"))?;
-    let rules = shard::rules(task.rules.as_ref().ok_or_else(|| missing("rules"))?)?;
-    let endpoint = task.endpoint.as_ref().ok_or_else(|| missing("endpoint"))?;
+    let pairs = given(&task.pairs, "a synthesize task without its pairs")?;
+    let rules = shard::rules(given(&task.rules, "a synthesize task without its rules")?)?;
+    let endpoint = given(&task.endpoint, "a synthesize task without its endpoint")?;
     if task.prompts.is_empty() {
-        return Err(missing("prompts"));
+        return Err(Error::Input("a synthesize task without its prompts".into()));
     }
-    let store = context.store()?;
-    let content = context.read(&store, pairs)?;
-    let table = read_pairs(&store.describe(&pairs.path), content)?;
+    let context = &context.opened()?;
+    let content = context.read(pairs)?;
+    let table = read_pairs(&context.describe(pairs), content)?;
     let fits = |foreign: &String| {
         let chars = foreign.chars().count();
         (rules.min_chars as usize..=rules.max_chars as usize).contains(&chars)
     };
     let rows = table.ids.iter().zip(table.english.into_iter().zip(table.foreign));
-    let asked: Vec<Asked> = rows
+    let asked: Vec<Asked<'_>> = rows
         .filter(|(_, (_, foreign))| fits(foreign))
         .skip(task.skip as usize)
         .take(task.rows as usize)
         .map(|(id, (english, foreign))| {
             // The pair's own id chooses the prompt, so that its place and other pairs do not matter.
             let prompt = &task.prompts[(id % task.prompts.len() as u64) as usize];
-            Asked {
-                english,
-                foreign,
-                prompt: Prompt {
-                    task: prompt.task.clone(),
-                    instruction: prompt.instruction.clone(),
-                    template: prompt.prompt.clone(),
-                },
-            }
+            Asked { english, foreign, prompt }
         })
         .collect();
     let client = context.client("synthesize", endpoint)?;
-    let asker = Asker { context, store: &store, client: &client, cache: &task.cache };
+    let asker = Asker { context, client: &client, cache: &task.cache };
     let answers = context.wait(ask_all(&asker, endpoint, &asked))?;
     context.control.check()?;
-    let mut result = finish(task, &store, context, &Cleaner::new(rules, false), &asked, answers)?;
+    let mut result = finish(task, context, &Cleaner::new(rules, false), &asked, answers)?;
     result.warnings.extend(client.warnings());
     Ok(result)
 }
 
 /// Asks all questions and returns the results in order. After a failure no other request starts, but those under way
 /// finish, so that their answers are kept.
-async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -> Result<Vec<(Answer, From)>> {
+async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked<'_>]) -> Result<Vec<(Answer, From)>> {
     let (total, failed) = (asked.len() as u64, &AtomicBool::new(false));
     let mut answers: Vec<(usize, Result<(Answer, From)>)> = futures::stream::iter(asked.iter().enumerate())
         .take_while(|_| std::future::ready(!failed.load(Ordering::Relaxed)))
         .map(|(index, asked)| async move {
             let request =
-                Request::new(&endpoint.model, &asked.prompt, &asked.english, endpoint.max_tokens, endpoint.temperature);
+                Request::new(&endpoint.model, asked.prompt, &asked.english, endpoint.max_tokens, endpoint.temperature);
             let answer = asker.ask(&request, |_| true).await;
             failed.fetch_or(answer.is_err(), Ordering::Relaxed);
             (index, answer)
@@ -100,10 +89,9 @@ async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -
 /// Filters the answers, writes the usable ones, and counts the rest.
 fn finish(
     task: &Synthesize,
-    store: &Store,
-    context: &TaskContext,
+    context: &OpenContext<'_>,
     cleaner: &Cleaner,
-    asked: &[Asked],
+    asked: &[Asked<'_>],
     answers: Vec<(Answer, From)>,
 ) -> Result<TaskResult> {
     let role = Role::from(task.role.as_str());
@@ -164,7 +152,7 @@ fn finish(
         return Err(Error::Input(nothing_usable(task, &counts, rejected, unusable)));
     }
     let content = encode_instructions(&kept, &task.path, &role, &task.stage_key)?;
-    let artifact = context.write(store, &task.path, role, kept.len() as u64, content)?;
+    let artifact = context.write(&task.path, role, kept.len() as u64, content)?;
     Ok(TaskResult {
         artifacts: vec![artifact],
         counts,

@@ -12,11 +12,10 @@ fn context(output: &str, roots: Roots) -> (tokio::runtime::Runtime, TaskContext)
         output_url: output.into(),
         roots,
         runtime: runtime.handle().clone(),
-        control: Arc::new(TaskControl::default()),
+        control: Arc::default(),
         seat: None,
         rendezvous: Box::new(|_| unreachable!("these tasks are no gangs")),
         local_address: std::net::Ipv4Addr::LOCALHOST.into(),
-        threads: 1,
         compute: Compute::cpu(),
         turns: Arc::default(),
         models: Arc::default(),
@@ -87,7 +86,7 @@ fn an_output_elsewhere_is_not_touched() {
     for url in OUTSIDE {
         let (_runtime, context) = context(url, roots());
         for kind in [clean("sample", ""), Kind::Synthesize(Synthesize::default())] {
-            let said = context.store().unwrap_err().to_string();
+            let said = context.opened().err().unwrap().to_string();
             assert!(said.contains(url) && said.contains("--allow-root"), "{said}");
             let said = run_kind(&context, kind);
             assert!(said.contains("--allow-root") || said.contains("without"), "{said}");

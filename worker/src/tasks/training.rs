@@ -2,15 +2,15 @@
 
 use llink_datasets::measured::{self, TrainingTime};
 use llink_datasets::role::Part;
-use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
 use llink_proto::{Artifact, Seat, TaskResult};
 use serde::de::DeserializeOwned;
 
-use super::TaskContext;
+use super::{OpenContext, TaskContext};
 use crate::collective::{AbortHandle, Collective, Joining, Position, Solo, Watched};
-use crate::train::checkpoints::Checkpoints;
-use crate::train::training_run::Finished;
+use crate::train::checkpoints::{Checkpoints, Restored};
+use crate::train::step_record::StepRecord;
+use crate::train::training_run::{Finished, TrainingRun};
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
 
@@ -21,29 +21,24 @@ pub(super) fn settings<T: DeserializeOwned>(json: &str) -> Result<T> {
 }
 
 /// Reads the vectors of several files and concatenates them.
-pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<VectorTable> {
+pub(super) fn read_tables(context: &OpenContext<'_>, artifacts: &[Artifact]) -> Result<VectorTable> {
     let mut tables = Vec::with_capacity(artifacts.len());
     for artifact in artifacts {
         context.control.check()?;
-        let content = context.read(store, artifact)?;
-        tables.push(read_vectors(&store.describe(&artifact.path), content)?);
+        let content = context.read(artifact)?;
+        tables.push(read_vectors(&context.describe(artifact), content)?);
     }
     Ok(vectors::concat(tables)?)
 }
 
 /// Reads the vectors of the first `texts` texts of several files. Files beyond them are not read.
-pub(super) fn read_first(
-    context: &TaskContext,
-    store: &Store,
-    artifacts: &[Artifact],
-    texts: usize,
-) -> Result<VectorTable> {
+pub(super) fn read_first(context: &OpenContext<'_>, artifacts: &[Artifact], texts: usize) -> Result<VectorTable> {
     let (mut tables, mut before) = (Vec::new(), 0);
     for artifact in artifacts {
         if before >= texts {
             break;
         }
-        let table = read_tables(context, store, std::slice::from_ref(artifact))?;
+        let table = read_tables(context, std::slice::from_ref(artifact))?;
         before += table.texts().len();
         tables.push(table);
     }
@@ -52,9 +47,24 @@ pub(super) fn read_first(
     Ok(table)
 }
 
+/// Joins the gang, and finds the checkpoint from which a training of `steps` steps in `directory` continues.
+pub(super) fn begin(
+    context: &OpenContext<'_>,
+    directory: &str,
+    upkeep: Upkeep,
+    steps: u64,
+) -> Result<(Watched, TrainingRun, Option<Restored>)> {
+    let mut collective = join(context, &upkeep)?;
+    let (store, runtime) = (context.store.clone(), context.runtime.clone());
+    let checkpoints = Checkpoints::new(store, runtime, directory.into(), context.token, upkeep.checkpoints_kept);
+    let control = context.control.clone();
+    let (run, restored) = TrainingRun::begin(checkpoints, upkeep, steps, &mut collective, control)?;
+    Ok((collective, run, restored))
+}
+
 /// Joins the collective of this gang. Heartbeats report its place, steps have a deadline, and it is aborted when the
 /// task is told to stop.
-pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
+fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     let abort = AbortHandle::default();
     let wire = abort.clone();
     context.control.on_stop(move |reason| wire.abort(reason));
@@ -76,25 +86,31 @@ pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     Ok(Watched::new(inner, position, upkeep.step_timeout))
 }
 
-/// Returns the place of checkpoints and metrics of a training in `directory`.
-pub(super) fn checkpoints(context: &TaskContext, store: &Store, directory: &str, upkeep: &Upkeep) -> Checkpoints {
-    Checkpoints::new(store.clone(), context.runtime.clone(), directory.into(), context.token, upkeep.checkpoints_kept)
+/// Returns the directory of rank 0's results. The path contains the lease's token, so a rank 0 that was given up on
+/// cannot write over its successor's files.
+pub(super) fn own_directory(context: &TaskContext, directory: &str) -> String {
+    format!("{directory}/generation-{}", context.token)
 }
 
-/// Returns the common part of a training's result: its metrics, the time of its steps, and the number of ranks.
+/// Returns the common part of a training's result: its metrics, the time of its steps, the number of ranks, and some
+/// numbers of the last step.
 pub(super) fn result(
-    context: &TaskContext,
-    store: &Store,
+    context: &OpenContext<'_>,
     directory: &str,
     finished: Finished,
     world_size: usize,
+    (last, numbers): (Option<&StepRecord>, [&str; 3]),
 ) -> Result<TaskResult> {
     let steps = finished.lines.lines().count() as u64;
     let path = format!("{directory}/metrics.jsonl");
-    let metrics = context.write(store, &path, Part::Metrics, steps, finished.lines.into())?;
+    let metrics = context.write(&path, Part::Metrics, steps, finished.lines.into())?;
     let mut result = TaskResult { artifacts: vec![metrics], warnings: finished.warnings, ..TaskResult::default() };
     result.figures.insert("ranks".into(), world_size as f64);
     let time = TrainingTime { step_seconds: finished.step_seconds, effective_time: None };
     measured::put(&mut result.figures, "", &time);
+    for name in numbers {
+        let value = last.and_then(|last| last.number(name));
+        result.figures.extend(value.map(|value| (name.to_owned(), value)));
+    }
     Ok(result)
 }

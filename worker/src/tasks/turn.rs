@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::control::lock;
 
 /// The interval at which a waiting task checks the order to stop.
 const LOOK: Duration = Duration::from_millis(50);
@@ -56,7 +57,7 @@ impl Turns {
     /// # Errors
     /// The error of `check`, which is called meanwhile.
     pub(super) fn take(&self, work: &str, began: Instant, check: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         while state.taken {
             check()?;
             let waited = self.freed.wait_timeout(state, LOOK);
@@ -79,7 +80,7 @@ fn idle_since(last: Option<&(String, Instant)>, work: &str, began: Instant) -> I
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.turns.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.turns.state);
         state.taken = false;
         state.last = Some((std::mem::take(&mut self.work), Instant::now()));
         self.turns.freed.notify_one();

@@ -7,7 +7,7 @@ use llink_datasets::measured::AnswerCost;
 
 use super::{Answerer, Asked, Slots, TextReader, TextVectors};
 use crate::Result;
-use crate::models::{ChatPrompt, GenerateOptions, LoadedAdapter};
+use crate::models::{ChatPrompt, GenerateOptions};
 
 /// The number of texts that are timed, one after the other.
 const TIMED: usize = 16;
@@ -20,12 +20,11 @@ pub(super) struct FromVectors<'a> {
 }
 
 impl Answerer<'_> {
-    /// Returns the cost of answers by the decoder with `adapter`. Without slots the decoder reads the text.
+    /// Returns the cost of answers. Without slots the decoder reads the text.
     pub(super) fn cost(
         &self,
         asked: &Asked,
         answers: Option<&[String]>,
-        adapter: &LoadedAdapter,
         from: Option<&FromVectors<'_>>,
     ) -> Result<AnswerCost> {
         let rows = &asked.rows;
@@ -43,7 +42,7 @@ impl Answerer<'_> {
         };
         let first_token = |row: usize| {
             let from = from.map(|from| (from.slots, &asked.vectors));
-            self.first_token(&prompts[row], row, adapter, from)
+            self.first_token(&prompts[row], row, from)
         };
         Ok(AnswerCost {
             prompt_tokens: mean(&read),
@@ -53,17 +52,11 @@ impl Answerer<'_> {
         })
     }
 
-    fn first_token(
-        &self,
-        prompt: &ChatPrompt,
-        row: usize,
-        adapter: &LoadedAdapter,
-        from: Option<(&Slots, &TextVectors)>,
-    ) -> Result<()> {
+    fn first_token(&self, prompt: &ChatPrompt, row: usize, from: Option<(&Slots, &TextVectors)>) -> Result<()> {
         let slots = from.map(|(slots, vectors)| slots.of(vectors.of(row), vectors.width)).transpose()?;
         let options = GenerateOptions { max_tokens: 1, stop: Vec::new(), ..self.options.clone() };
         let model = self.decoder.model();
-        model.generate(prompt, slots.as_deref(), adapter, &options, &mut |_| ControlFlow::Break(()))?;
+        model.generate(prompt, slots.as_deref(), &self.adapter, &options, &mut |_| ControlFlow::Break(()))?;
         Ok(())
     }
 

@@ -6,12 +6,11 @@ use half::f16;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::pairs::{Language, read_texts};
 use llink_datasets::read::read_raw_pairs;
-use llink_datasets::store::Store;
 use llink_datasets::text::{ZeroWidth, clean_line, comparison_key};
 use llink_proto::{Artifact, EvaluationSet};
 
-use super::super::TaskContext;
 use super::super::shard::source;
+use super::super::{OpenContext, TaskContext};
 use super::{TextReader, TextVectors};
 use crate::{Error, Result};
 
@@ -66,17 +65,12 @@ pub(super) fn vectors(context: &TaskContext, reader: &TextReader, rows: &[Instru
 }
 
 /// Returns the number of rows whose foreign text is among the training rows.
-pub(super) fn trained_on(
-    context: &TaskContext,
-    store: &Store,
-    rows: &[InstructionRow],
-    trained: &[Artifact],
-) -> Result<usize> {
+pub(super) fn trained_on(context: &OpenContext<'_>, rows: &[InstructionRow], trained: &[Artifact]) -> Result<usize> {
     let mut unseen: HashSet<u64> = rows.iter().map(|row| row.id).collect();
     for shard in trained {
         context.control.check()?;
-        let content = context.read(store, shard)?;
-        for text in read_texts(&store.describe(&shard.path), content, Language::Foreign)?.texts {
+        let content = context.read(shard)?;
+        for text in read_texts(&context.describe(shard), content, Language::Foreign)?.texts {
             unseen.remove(&comparison_key(&text));
         }
     }

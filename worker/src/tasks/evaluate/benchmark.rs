@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use half::slice::HalfFloatSliceExt;
 use llink_datasets::measured::{COSINE, Retrieval, Retriever};
-use llink_datasets::store::Store;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::Evaluate;
 use serde_json::json;
 
-use super::super::TaskContext;
+use super::super::OpenContext;
 use super::super::answers::Slots;
-use super::super::instruct::widened;
 use super::super::statistics;
 use super::super::training::read_first;
 use crate::llink::projector::Projector;
@@ -46,25 +45,25 @@ struct Measured {
 impl Benchmark {
     /// Reads the first held-out pairs. Shards are in the order of their texts' hash, so these pairs are a fixed, fair
     /// sample.
-    pub(super) fn read(context: &TaskContext, store: &Store, task: &Evaluate) -> Result<Self> {
+    pub(super) fn read(context: &OpenContext<'_>, task: &Evaluate) -> Result<Self> {
         let pairs = task.benchmark_pairs as usize;
-        let encoder = read_first(context, store, &task.encoder_vectors, pairs)?;
-        let teacher = read_first(context, store, &task.teacher_vectors, pairs)?;
+        let encoder = read_first(context, &task.encoder_vectors, pairs)?;
+        let teacher = read_first(context, &task.teacher_vectors, pairs)?;
         same_pairs("teacher", &encoder.ids, &teacher.ids)?;
-        let foreign = widened(&encoder);
+        let foreign = encoder.values.to_f32_vec();
         let windowed = match task.window_vectors.is_empty() {
             true => encoder,
-            false => read_first(context, store, &task.window_vectors, pairs)?,
+            false => read_first(context, &task.window_vectors, pairs)?,
         };
         let of_texts: Vec<u64> = windowed.texts().iter().map(|rows| windowed.ids[rows.start]).collect();
         same_pairs("windows'", &of_texts, &teacher.ids)?;
         Ok(Self {
             foreign,
             windowed,
-            taught: widened(&teacher),
+            taught: teacher.values.to_f32_vec(),
             width: teacher.width,
             ids: teacher.ids,
-            metric: statistics::read(context, store, task.statistics.as_ref())?.metric,
+            metric: statistics::read(context, task.statistics.as_ref())?.metric,
             measured: Vec::new(),
         })
     }
@@ -75,27 +74,22 @@ impl Benchmark {
 
     /// Adds the rows of the encoder's own vectors of both sides. The second row subtracts from each side its mean over
     /// training pairs, which are not part of the benchmark. The result is the number of these pairs.
-    pub(super) fn encoder_alone(
-        &mut self,
-        context: &TaskContext,
-        store: &Store,
-        task: &Evaluate,
-    ) -> Result<Option<usize>> {
+    pub(super) fn encoder_alone(&mut self, context: &OpenContext<'_>, task: &Evaluate) -> Result<Option<usize>> {
         if task.english_vectors.is_empty() {
             return Ok(None);
         }
-        let english = read_first(context, store, &task.english_vectors, self.pairs())?;
+        let english = read_first(context, &task.english_vectors, self.pairs())?;
         same_pairs("English encoder", &self.ids, &english.ids)?;
-        let (width, mut english) = (english.width, widened(&english));
+        let (width, mut english) = (english.width, english.values.to_f32_vec());
         let ranks = retrieval_ranks(&self.foreign, &english, width)?;
         self.add(Retriever::Encoder, COSINE, ranks);
         let rows = task.centre_english_vectors.iter().map(|a| a.rows as usize).sum();
-        let centres = read_first(context, store, &task.centre_english_vectors, rows)?;
-        let of_foreign = read_first(context, store, &task.centre_foreign_vectors, rows)?;
+        let centres = read_first(context, &task.centre_english_vectors, rows)?;
+        let of_foreign = read_first(context, &task.centre_foreign_vectors, rows)?;
         same_pairs("training pairs' English encoder", &of_foreign.ids, &centres.ids)?;
         let mut foreign = self.foreign.clone();
-        centre(&mut foreign, &mean(&widened(&of_foreign), width));
-        centre(&mut english, &mean(&widened(&centres), width));
+        centre(&mut foreign, &mean(&of_foreign.values.to_f32_vec(), width));
+        centre(&mut english, &mean(&centres.values.to_f32_vec(), width));
         let ranks = retrieval_ranks(&foreign, &english, width)?;
         self.add(Retriever::Encoder, CENTRED, ranks);
         Ok(Some(rows))
