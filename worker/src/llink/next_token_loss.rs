@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub const IGNORED: i64 = -100;
 
 /// The positions of a batch that predict answer tokens, and those tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnswerTokens {
     /// The positions `b · T + t` whose logits are needed, ascending.
     pub positions: Vec<usize>,

@@ -7,9 +7,18 @@ use serde_json::Value;
 use crate::collective::Collective;
 use crate::{Error, Result};
 
-/// Returns a fingerprint of bytes.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
+/// Returns a number as four f32, which hold 16 bits each exactly.
+pub(super) fn words(number: u64) -> [f32; 4] {
+    [0, 16, 32, 48].map(|shift| (number >> shift & 0xffff) as f32)
+}
+
+/// Returns the number of four [`words`].
+pub(super) fn number(words: &[f32]) -> u64 {
+    words.iter().rev().fold(0, |number, word| number << 16 | *word as u64)
 }
 
 /// Checks that these facts are the same on all ranks. An undetected difference would spoil the training.
@@ -17,8 +26,6 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
 /// # Errors
 /// [`Error::Input`] naming the first fact that differs and two ranks; those of the collective.
 pub(super) fn agree_on(facts: &[(&str, u64)], collective: &mut dyn Collective) -> Result<()> {
-    // An f32 holds 16 bits exactly.
-    let words = |value: u64| [0, 16, 32, 48].map(|shift| (value >> shift & 0xffff) as f32);
     let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
     let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
     for (rank, theirs) in all.chunks_exact(mine.len()).enumerate() {
@@ -39,10 +46,7 @@ pub(super) fn same_options<T: Serialize>(now: &T, then: &T) -> Result<()> {
     let json = |options: &T| {
         serde_json::to_value(options).map_err(|error| Error::Input(format!("comparing options: {error}")))
     };
-    match first_difference("options", &json(now)?, &json(then)?) {
-        Some(text) => Err(Error::Input(text)),
-        None => Ok(()),
-    }
+    first_difference("options", &json(now)?, &json(then)?).map_or(Ok(()), |text| Err(Error::Input(text)))
 }
 
 fn first_difference(name: &str, now: &Value, then: &Value) -> Option<String> {
@@ -67,8 +71,5 @@ pub(super) fn checked(check: impl FnOnce(Expect<'_>)) -> Result<()> {
             first = Some(fault(key, given, expected));
         }
     });
-    match first {
-        Some(text) => Err(Error::Input(text)),
-        None => Ok(()),
-    }
+    first.map_or(Ok(()), |text| Err(Error::Input(text)))
 }

@@ -12,7 +12,6 @@ pub(super) enum Reading {
     InTurn,
 }
 
-/// Prepares inputs, one step ahead.
 pub(super) struct Ahead<'scope, 'env, T> {
     scope: &'scope Scope<'scope, 'env>,
     reading: Reading,
@@ -21,7 +20,6 @@ pub(super) struct Ahead<'scope, 'env, T> {
 }
 
 impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
-    /// Takes a function that prepares the input of a step.
     pub(super) fn new(
         scope: &'scope Scope<'scope, 'env>,
         reading: Reading,

@@ -5,6 +5,9 @@
 
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
+use llink_datasets::vectors::VectorTable;
+
 use crate::numerics::random::{key, mix};
 use crate::{Error, Result};
 
@@ -32,7 +35,6 @@ impl BatchPlan {
     }
 
     /// Returns the rows of the global batch of `step`, in order.
-    #[must_use]
     pub fn rows(&self, step: u64) -> Vec<usize> {
         let steps_per_epoch = self.rows / self.batch;
         let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
@@ -42,9 +44,17 @@ impl BatchPlan {
 }
 
 /// Returns the part of a global batch of `batch` rows that belongs to `rank`.
-#[must_use]
 pub const fn rank_slice(batch: usize, rank: usize, world_size: usize) -> Range<usize> {
     rank * batch / world_size..(rank + 1) * batch / world_size
+}
+
+/// Returns some rows of a table, in f32.
+pub(super) fn gather(table: &VectorTable, rows: &[usize]) -> Vec<f32> {
+    let mut values = vec![0.0; rows.len() * table.width];
+    for (row, values) in rows.iter().zip(values.chunks_exact_mut(table.width)) {
+        table.row(*row).convert_to_f32_slice(values);
+    }
+    values
 }
 
 /// A keyed bijection of `0..length`. It is a Feistel network over the next even power of two, repeated until the result

@@ -40,13 +40,11 @@ struct SummaryValue {
 }
 
 /// Returns the first record of an event file.
-#[must_use]
 pub fn opening(wall_time: f64) -> Vec<u8> {
     framed(&Event { wall_time, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) })
 }
 
 /// Returns the scalars of one step as a record.
-#[must_use]
 pub fn scalars(wall_time: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
     let value = |(tag, value): &(String, f64)| SummaryValue { tag: tag.clone(), simple_value: *value as f32 };
     framed(&Event {

@@ -23,15 +23,12 @@ pub(super) const fn padded(count: usize) -> usize {
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) when the gradients lie on different devices.
 pub fn flat(pieces: &[Tensor]) -> Result<Tensor> {
-    let mut parts = Vec::with_capacity(pieces.len() + 1);
-    for piece in pieces {
-        parts.push(piece.flatten_all()?.to_dtype(DType::F32)?);
-    }
+    let as_f32 = |piece: &Tensor| piece.flatten_all()?.to_dtype(DType::F32);
+    let mut parts: Vec<Tensor> = pieces.iter().map(as_f32).collect::<candle_core::Result<_>>()?;
     let count: usize = parts.iter().map(Tensor::elem_count).sum();
     let missing = padded(count) - count;
-    let device = pieces.first().map(Tensor::device);
-    if let (Some(device), 1..) = (device, missing) {
-        parts.push(Tensor::zeros(missing, DType::F32, device)?);
+    if let (Some(first), 1..) = (pieces.first(), missing) {
+        parts.push(Tensor::zeros(missing, DType::F32, first.device())?);
     }
     Ok(Tensor::cat(&parts, 0)?)
 }
@@ -61,13 +58,17 @@ pub struct AdamWState {
 
 impl AdamWState {
     /// Returns the state of `parameters` parameters before the first step.
-    #[must_use]
     pub fn new(options: AdamWOptions, parameters: usize) -> Self {
         Self { options, steps: 0, first_moment: vec![0.0; parameters], second_moment: vec![0.0; parameters] }
     }
 }
 
 impl AdamWOptions {
+    /// Returns the constants of the `steps`-th step, counted from 1, as `cuda/kernels.cu` takes them.
+    pub fn constants(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> [f32; 8] {
+        self.update(steps, gradient_scale, learning_rate).constants()
+    }
+
     /// Returns the constants of the `steps`-th step, counted from 1.
     fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
         let Self { beta1, beta2, weight_decay } = *self;
@@ -87,6 +88,9 @@ impl AdamWOptions {
 
 /// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019). Parameters and moments are f32
 /// tensors that stay on their device.
+///
+/// # Errors
+/// Every call fails with [`Error::Tensor`](crate::Error::Tensor) when the device fails.
 pub struct AdamW {
     options: AdamWOptions,
     steps: u64,
@@ -97,9 +101,6 @@ pub struct AdamW {
 
 impl AdamW {
     /// Continues from these parameters and this state, on a device.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn new(parameters: &[f32], optimizer: &AdamWState, device: &Device) -> Result<Self> {
         let (count, width) = (parameters.len(), padded(parameters.len()));
         let mut state = vec![0f32; 3 * width];
@@ -116,17 +117,11 @@ impl AdamW {
     }
 
     /// Returns a view of the parameters, f32 `[n]`, which changes with each step.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn parameters(&self) -> Result<Tensor> {
         Ok(self.state.get(0)?.narrow(0, 0, self.count)?)
     }
 
-    /// Updates the parameters with `scale` times `gradient`, which has the form of [`flat`].
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the gradient has another length, or the device fails.
+    /// Updates the parameters with `scale` times `gradient`, which has the form of [`flat`]. Another length is refused.
     pub fn step(&mut self, gradient: &Tensor, scale: f32, learning_rate: f64) -> Result<()> {
         self.steps += 1;
         let update = self.options.update(self.steps, scale, learning_rate);
@@ -134,16 +129,10 @@ impl AdamW {
     }
 
     /// Returns copies of the parameters and the moments.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn store(&self) -> Result<(Vec<f32>, AdamWState)> {
         let row = |row: usize| -> Result<Vec<f32>> { Ok(self.state.get(row)?.narrow(0, 0, self.count)?.to_vec1()?) };
-        let mut optimizer = AdamWState::new(self.options, 0);
-        optimizer.steps = self.steps;
-        optimizer.first_moment = row(1)?;
-        optimizer.second_moment = row(2)?;
-        Ok((row(0)?, optimizer))
+        let (options, steps) = (self.options, self.steps);
+        Ok((row(0)?, AdamWState { options, steps, first_moment: row(1)?, second_moment: row(2)? }))
     }
 }
 
@@ -204,14 +193,6 @@ struct Update {
     step_size: f32,
 }
 
-impl AdamWOptions {
-    /// Returns the constants of the `steps`-th step, counted from 1, as `cuda/kernels.cu` takes them.
-    #[must_use]
-    pub fn constants(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> [f32; 8] {
-        self.update(steps, gradient_scale, learning_rate).constants()
-    }
-}
-
 impl Update {
     /// Returns the constants in the order in which the kernel takes them.
     const fn constants(&self) -> [f32; 8] {
@@ -228,7 +209,6 @@ impl Update {
     }
 }
 
-/// Applies AdamW to all parameters, with all threads.
 fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (first, second): (&mut [f32], &mut [f32])) {
     let moments = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
     let blocks = parameters.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
@@ -238,7 +218,6 @@ fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (firs
 }
 
 vectorized! {
-    /// Applies AdamW to a block of parameters.
     fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         let moments = first.iter_mut().zip(second);
         for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
@@ -252,7 +231,6 @@ vectorized! {
 }
 
 /// Returns the factor that reduces a gradient of this norm to a norm of at most `max_norm`.
-#[must_use]
 pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     (max_norm / (norm + 1e-6)).min(1.0) as f32
 }

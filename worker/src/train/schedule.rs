@@ -1,14 +1,12 @@
 //! The schedules of temperature and learning rate.
 
 /// Returns Stage A's temperature at `step` of `total`: linear from `start` to `end`, and `end` from the last step on.
-#[must_use]
 pub fn temperature(step: u64, total: u64, start: f64, end: f64) -> f64 {
     start + (end - start) * (step as f64 / total.max(1) as f64).min(1.0)
 }
 
 /// Returns a linear warm-up from 0, then half a cosine down to `floor`. `step` counts from 0. Training passes
 /// `step + 1` of `total + 1`, so that the first step has a positive learning rate.
-#[must_use]
 pub fn cosine_lr(step: u64, total: u64, warmup: u64, base: f64, floor: f64) -> f64 {
     if step < warmup {
         return base * step as f64 / warmup as f64;
@@ -19,7 +17,6 @@ pub fn cosine_lr(step: u64, total: u64, warmup: u64, base: f64, floor: f64) -> f
 
 /// Returns the factor of Stage B's learning rate at `step` of `total`: a linear warm-up over `warmup_share` of the
 /// steps, then a linear decay to 0. No step gets 0.
-#[must_use]
 pub fn linear_lr(step: u64, total: u64, warmup_share: f64) -> f64 {
     let (step, total) = (step as f64, total.max(1) as f64);
     let warmup = (warmup_share * total).ceil();

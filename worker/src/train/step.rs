@@ -1,9 +1,21 @@
-//! The parts that the steps of both stages share: a clock for their phases, and a check for NaN and infinity.
+//! The parts that the steps of both stages share: their outcome, a clock for their phases, and a check for NaN and
+//! infinity.
 
 use std::time::Instant;
 
 pub use super::step_record::StepSeconds;
 use crate::{Error, Result};
+
+/// The result of one step. It is the same on all ranks but for the seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct StepOutcome<L> {
+    /// The losses of the global batch before the step.
+    pub losses: L,
+    /// The gradient's L2 norm before clipping.
+    pub grad_norm: f64,
+    /// The time of each phase.
+    pub seconds: StepSeconds,
+}
 
 /// The number of ids that the error of a divergence names.
 const IDS_NAMED: usize = 16;
@@ -28,7 +40,6 @@ pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) ->
     Err(Error::Diverged { step, reason, ids: ids.to_vec() })
 }
 
-/// Measures consecutive phases.
 pub(super) struct Clock(Instant);
 
 impl Clock {

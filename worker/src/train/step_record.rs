@@ -48,20 +48,17 @@ pub struct StepRecord {
 
 impl StepRecord {
     /// Returns the minimized loss, or NaN if the step has no numbers.
-    #[must_use]
     pub fn loss(&self) -> f64 {
         self.numbers.first().map_or(f64::NAN, |(_, loss)| *loss)
     }
 
     /// Returns one of the numbers.
-    #[must_use]
     pub fn number(&self, name: &str) -> Option<f64> {
         let found = self.numbers.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| *value)
     }
 
     /// Returns all numbers by name as charts show them: losses, rates per second, `seconds/…` and `validation/…`.
-    #[must_use]
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let seconds = &self.seconds;
         let rate = |count: u64| count as f64 / seconds.total.max(1e-9);
@@ -77,7 +74,6 @@ impl StepRecord {
     }
 
     /// Returns a JSON line with its newline. `ranks` is the number of ranks that took the step.
-    #[must_use]
     pub fn line(&self, ranks: usize) -> String {
         let mut line = Map::new();
         line.insert("step".into(), json!(self.step));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::agreement::{number, words};
 use super::checkpoints::{CheckpointWriter, Checkpoints, Restored, Save};
 use super::metrics::MetricsPiece;
 use super::observer::{Observer, Snapshot};
@@ -73,7 +74,7 @@ impl TrainingRun {
             tracing::info!(steps = restored.manifest.steps, "goes on from {}", restored.name);
         }
         let saver = (collective.rank() == 0).then(|| Saver {
-            writer: CheckpointWriter::start(checkpoints.clone(), restored.as_ref().map(|r| &r.manifest)),
+            writer: CheckpointWriter::new(checkpoints.clone(), restored.as_ref().map(|r| r.manifest.clone())),
             checkpoints,
             metrics: MetricsPiece::default(),
             saved: restored.as_ref().map_or(0, |r| r.manifest.steps),
@@ -104,9 +105,10 @@ impl TrainingRun {
         };
         saver.writer.wait()?;
         saver.warnings.extend(saver.writer.failure());
-        let (mut pieces, mut last, seconds) = saver.writer.metrics();
-        let step_seconds = seconds + saver.metrics.step_seconds;
+        let (newest, mut last) = (saver.writer.newest(), saver.writer.unwritten().clone());
         last.append(saver.metrics);
+        let step_seconds = newest.map_or(0.0, |newest| newest.step_seconds) + last.step_seconds;
+        let mut pieces = newest.map(|newest| newest.metrics.clone()).unwrap_or_default();
         pieces.extend(saver.checkpoints.save_piece(&last)?);
         let (lines, lost) = saver.checkpoints.read_lines(&pieces);
         saver.warnings.extend(lost);
@@ -114,7 +116,6 @@ impl TrainingRun {
     }
 
     /// Adds what a person needs to know to the error that ended training. A divergence names the last good checkpoint.
-    #[must_use]
     pub fn explain(&self, error: Error) -> Error {
         let Error::Diverged { step, reason, ids } = error else {
             return error;
@@ -124,11 +125,11 @@ impl TrainingRun {
             return Error::Aborted(format!("training diverged at step {step}; see the error of rank 0"));
         };
         let newest = saver.writer.newest();
-        let good = newest.as_ref().map_or_else(
+        let good = newest.map_or_else(
             || "there is no checkpoint yet".to_owned(),
             |c| format!("the last good checkpoint is {} (after {} steps)", saver.checkpoints.describe(c), c.steps),
         );
-        let note = json!({"step": step, "reason": reason, "ids": ids, "checkpoint": newest.map(|c| c.state.path)});
+        let note = json!({"step": step, "reason": reason, "ids": ids, "checkpoint": newest.map(|c| &c.state.path)});
         let noted = match saver.checkpoints.note(&format!("diverged-at-step-{step:09}.json"), &note) {
             Ok(path) => format!("all {} ids of the batch are in {path}", ids.len()),
             Err(error) => format!("the batch's ids could not be written: {error}"),
@@ -222,24 +223,20 @@ fn agree_on_checkpoint(
     checkpoints: &Checkpoints,
     collective: &mut dyn Collective,
 ) -> Result<(Option<Restored>, Vec<String>)> {
-    // An f32 holds 16 bits exactly. A first word of 0 means that there is no checkpoint.
-    const WORDS: [u32; 4] = [0, 16, 32, 48];
-    let mut words = [0.0_f32; 9];
-    let mut own = (None, Vec::new());
-    if collective.rank() == 0 {
-        own = checkpoints.newest()?;
-        if let Some(restored) = &own.0 {
-            let numbers = [restored.manifest.steps, restored.manifest.generation];
-            let bits = numbers.iter().flat_map(|n| WORDS.map(|shift| n >> shift & 0xffff));
-            words[0] = 1.0;
-            words[1..].iter_mut().zip(bits).for_each(|(word, bits)| *word = bits as f32);
-        }
+    let own = match collective.rank() {
+        0 => checkpoints.newest()?,
+        _ => (None, Vec::new()),
+    };
+    // A first word of 0 means that there is no checkpoint.
+    let mut told = [0.0; 9];
+    if let Some(Restored { manifest, .. }) = &own.0 {
+        told[0] = 1.0;
+        told[1..].copy_from_slice(&[words(manifest.steps), words(manifest.generation)].concat());
     }
-    collective.broadcast(0, &mut words)?;
-    if collective.rank() == 0 || words[0] == 0.0 {
+    collective.broadcast(0, &mut told)?;
+    if collective.rank() == 0 || told[0] == 0.0 {
         return Ok(own);
     }
-    let number = |words: &[f32]| words.iter().rev().fold(0_u64, |n, word| n << 16 | *word as u64);
-    let restored = checkpoints.load(number(&words[1..5]), number(&words[5..]))?;
+    let restored = checkpoints.load(number(&told[1..5]), number(&told[5..]))?;
     Ok((Some(restored), Vec::new()))
 }

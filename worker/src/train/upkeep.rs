@@ -40,7 +40,6 @@ from_settings!(AlignSettings, InstructSettings);
 
 impl Upkeep {
     /// Returns whether a checkpoint is due after `done` steps. The last one was made after `saved` steps, `since` ago.
-    #[must_use]
     pub fn checkpoint_due(&self, done: u64, saved: u64, since: Duration) -> bool {
         let by_steps = self.checkpoint_steps.is_some_and(|every| done / every > saved / every);
         let by_time = self.checkpoint_interval.is_some_and(|interval| since >= interval);
@@ -48,7 +47,6 @@ impl Upkeep {
     }
 
     /// Returns whether a validation is due after `done` of `steps` steps. The end always has one.
-    #[must_use]
     pub fn validation_due(&self, done: u64, steps: u64) -> bool {
         let is_due = |every| done.is_multiple_of(every) || done == steps;
         self.validate_steps.is_some_and(is_due)

@@ -1,9 +1,9 @@
 //! The cached vectors that Stage A trains on.
 
-use half::slice::HalfFloatSliceExt;
 use llink_datasets::vectors::VectorTable;
 
 use crate::llink::projector::ProjectorShape;
+use crate::train::batch::gather;
 use crate::{Error, Result};
 
 /// The cached vectors to train on. Row `i` of both tables is the same pair.
@@ -43,34 +43,24 @@ impl AlignData {
         Ok(Self { encoder, teacher })
     }
 
-    /// Returns the number of pairs.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.encoder.len()
     }
 
-    /// Returns whether there are no pairs.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.encoder.is_empty()
-    }
-
     /// Returns the pair ids by row.
-    #[must_use]
-    pub fn ids(&self) -> &[u64] {
+    pub(super) fn ids(&self) -> &[u64] {
         &self.encoder.ids
     }
 
     /// Returns the projector's shape for these vectors. Without `hidden` it is four times as wide as the encoder.
-    #[must_use]
-    pub fn projector_shape(&self, hidden: Option<u32>) -> ProjectorShape {
+    pub(super) fn projector_shape(&self, hidden: Option<u32>) -> ProjectorShape {
         let (input, output) = (self.encoder.width, self.teacher.width);
         ProjectorShape { input, hidden: hidden.map_or(4 * input, |hidden| hidden as usize), output }
     }
 }
 
 /// A batch in f32.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct AlignBatchRows {
     /// The pair ids of the global batch, `[B]`.
     pub(super) ids: Vec<u64>,
@@ -82,16 +72,9 @@ pub(super) struct AlignBatchRows {
 
 impl AlignBatchRows {
     /// Reads the teachers of the global batch and the encoder vectors of this rank's rows.
-    pub(super) fn read(&mut self, data: &AlignData, rows: &[usize], own: &[usize]) {
-        self.ids.clear();
-        self.ids.extend(rows.iter().map(|row| data.encoder.ids[*row]));
-        for (table, rows, values) in [(&data.encoder, own, &mut self.encoder), (&data.teacher, rows, &mut self.teacher)]
-        {
-            values.resize(rows.len() * table.width, 0.0);
-            for (row, values) in rows.iter().zip(values.chunks_exact_mut(table.width)) {
-                table.row(*row).convert_to_f32_slice(values);
-            }
-        }
+    pub(super) fn read(data: &AlignData, rows: &[usize], own: &[usize]) -> Self {
+        let ids = rows.iter().map(|row| data.encoder.ids[*row]).collect();
+        Self { ids, encoder: gather(&data.encoder, own), teacher: gather(&data.teacher, rows) }
     }
 }
 
@@ -122,8 +105,7 @@ mod tests {
     #[test]
     fn a_batch_holds_the_rows_it_was_asked_for() {
         let data = AlignData::new(table(&[5, 6, 7], 1), table(&[5, 6, 7], 2)).unwrap();
-        let mut batch = AlignBatchRows::default();
-        batch.read(&data, &[2, 0], &[0]);
+        let batch = AlignBatchRows::read(&data, &[2, 0], &[0]);
         assert_eq!((batch.ids, batch.encoder, batch.teacher), (vec![7, 5], vec![0.0], vec![4.0, 5.0, 0.0, 1.0]));
     }
 }

@@ -7,7 +7,6 @@ pub mod step;
 pub mod validation;
 
 use std::ops::Range;
-use std::thread::Scope;
 
 use self::data::{AlignBatchRows, AlignData};
 use self::options::AlignOptions;
@@ -21,12 +20,11 @@ use crate::llink::teacher_queue::StoredQueue;
 use crate::numerics::dropout::Dropout;
 use crate::ops::Backend;
 use crate::train::agreement::{agree_on, checked, hash, same_options};
-use crate::train::ahead::{Ahead, Reading};
 use crate::train::batch::{BatchPlan, rank_slice};
 use crate::train::observer::Observer;
 use crate::train::optimizer::AdamWState;
 use crate::train::schedule::{cosine_lr, temperature};
-use crate::train::stage::{Ended, Stage, take_steps};
+use crate::train::stage::{Stage, take_steps};
 use crate::train::step_record::{StepRecord, Validation};
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
@@ -68,22 +66,16 @@ pub struct AlignRun<'a> {
 /// [`Error::Input`] when options, data and state do not match; [`Error::Diverged`]; those of the collective and of the
 /// observer.
 pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut dyn Observer) -> Result<AlignOutcome> {
-    std::thread::scope(|scope| align_within(scope, run, collective, observer))
-}
-
-fn align_within<'scope, 'env: 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    run: AlignRun<'env>,
-    collective: &mut dyn Collective,
-    observer: &mut dyn Observer,
-) -> Result<AlignOutcome> {
     let AlignRun { options, data, statistics, .. } = run;
     let settings = &options.settings;
     checked(|expect| settings.check(expect))?;
     let batch = settings.batch as usize;
     let plan = BatchPlan::new(options.seed, data.len(), batch)?;
     let state = match &run.resume {
-        Some(state) => continued(&run, state.clone())?,
+        Some(state) => {
+            check(&run, state)?;
+            state.clone()
+        }
         None => fresh(&run)?,
     };
     agree(data, &state, collective)?;
@@ -94,28 +86,23 @@ fn align_within<'scope, 'env: 'scope>(
     let trainer = trainer.with_micro_batch(settings.micro_batch.map(|rows| rows as usize));
     drop(state);
     let own = rank_slice(batch, collective.rank(), collective.world_size());
-    let reading = match run.backend.device().is_cpu() {
-        true => Reading::InTurn,
-        false => Reading::Ahead,
-    };
     let rows_of = own.clone();
-    let mut batches = Ahead::new(scope, reading, move |step| {
+    let prepare = move |step| -> Result<AlignBatchRows> {
         let rows = plan.rows(step);
-        let mut batch = AlignBatchRows::default();
-        batch.read(data, &rows, &rows[rows_of.clone()]);
+        let mut batch = AlignBatchRows::read(data, &rows, &rows[rows_of.clone()]);
         if let Some(standardization) = &statistics.standardization {
             standardization.standardize(&mut batch.encoder);
         }
         Ok(batch)
-    });
+    };
     let upkeep = Upkeep::from(settings);
     let validation = run.validation.map(|_| &upkeep);
+    let device = run.backend.device();
     let mut stage = AlignStage { run, trainer, own };
-    let Ended { next_step, last } = take_steps(&mut stage, first_step, &mut batches, validation, collective, observer)?;
-    Ok(AlignOutcome { projector: stage.projector()?, next_step, last })
+    let ended = take_steps(&mut stage, first_step, prepare, device, validation, collective, observer)?;
+    Ok(AlignOutcome { projector: stage.projector()?, next_step: ended.next_step, last: ended.last })
 }
 
-/// A training of Stage A.
 struct AlignStage<'a> {
     run: AlignRun<'a>,
     trainer: AlignTrainer,
@@ -178,14 +165,13 @@ impl Stage for AlignStage<'_> {
         }
     }
 
-    fn snapshot(&self, steps: u64) -> Result<Vec<u8>> {
+    fn snapshot(&self, step: u64) -> Result<Vec<u8>> {
         let (projector, optimizer, queue) = self.trainer.store()?;
-        let AlignRun { options, statistics, .. } = self.run;
-        state::to_safetensors(options, steps, statistics, &projector, &optimizer, &queue)
+        let (options, statistics) = (self.run.options.clone(), self.run.statistics.clone());
+        AlignState { options, step, statistics, projector, optimizer, queue }.to_safetensors()
     }
 }
 
-/// Returns the state before the first step.
 fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
     let (options, statistics) = (run.options, run.statistics);
     let shape = run.data.projector_shape(options.settings.projector_hidden);
@@ -203,7 +189,7 @@ fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
 }
 
 /// Checks that the state belongs to this training.
-fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
+fn check(run: &AlignRun<'_>, state: &AlignState) -> Result<()> {
     let AlignRun { options, data, .. } = run;
     same_options(&options.deciding(), &state.options.deciding())?;
     if state.statistics != *run.statistics {
@@ -215,7 +201,7 @@ fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
             "the checkpoint holds a projector {found:?}, but the vectors need {shape:?}"
         )));
     }
-    Ok(state)
+    Ok(())
 }
 
 /// Checks that all ranks start with the same step, weights and data.

@@ -22,7 +22,6 @@ impl AlignOptions {
     }
 
     /// Returns the options of AdamW.
-    #[must_use]
     pub const fn adamw(&self) -> AdamWOptions {
         AdamWOptions {
             beta1: self.settings.beta1,

@@ -12,7 +12,6 @@ use crate::numerics::tensor_file::{TensorFile, Values};
 use crate::train::checkpoint;
 use crate::train::optimizer::AdamWState;
 
-/// The prefix of the names of the statistics.
 const STATISTICS: &str = "statistics.";
 
 /// Everything that a step changes, and the options of the training. It does not depend on the number of ranks.
@@ -32,31 +31,6 @@ pub struct AlignState {
     pub queue: StoredQueue,
 }
 
-/// Returns the file of an [`AlignState`], given its parts.
-///
-/// # Errors
-/// None that the parts' invariants allow.
-pub fn to_safetensors(
-    options: &AlignOptions,
-    step: u64,
-    statistics: &Statistics,
-    projector: &Projector,
-    optimizer: &AdamWState,
-    queue: &StoredQueue,
-) -> Result<Vec<u8>> {
-    let count = projector.parameters.len();
-    let mut tensors = projector.tensors("projector.");
-    tensors.extend(statistics.tensors(STATISTICS));
-    tensors.push(("optimizer.first_moment".into(), vec![count], Values::F32(&optimizer.first_moment)));
-    tensors.push(("optimizer.second_moment".into(), vec![count], Values::F32(&optimizer.second_moment)));
-    tensors.push(("queue.vectors".into(), vec![queue.len(), queue.width()], Values::F16(queue.vectors())));
-    tensors.push(("queue.ids".into(), vec![queue.len()], Values::U64(queue.ids())));
-    let metadata =
-        Metadata { options: options.clone(), step, optimizer_steps: optimizer.steps, queue_next: queue.next() };
-    checkpoint::write(&tensors, &metadata)
-}
-
-/// The content of the file besides the tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
@@ -67,6 +41,25 @@ struct Metadata {
 }
 
 impl AlignState {
+    /// Returns the state as a file.
+    ///
+    /// # Errors
+    /// None that the parts' invariants allow.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        let Self { options, step, statistics, projector, optimizer, queue } = self;
+        let count = vec![projector.parameters.len()];
+        let mut tensors = projector.tensors("projector.");
+        tensors.extend(statistics.tensors(STATISTICS));
+        tensors.extend([
+            ("optimizer.first_moment".into(), count.clone(), Values::F32(&optimizer.first_moment)),
+            ("optimizer.second_moment".into(), count, Values::F32(&optimizer.second_moment)),
+            ("queue.vectors".into(), vec![queue.len(), queue.width()], Values::F16(queue.vectors())),
+            ("queue.ids".into(), vec![queue.len()], Values::U64(queue.ids())),
+        ]);
+        let (options, optimizer_steps, queue_next) = (options.clone(), optimizer.steps, queue.next());
+        checkpoint::write(&tensors, &Metadata { options, step: *step, optimizer_steps, queue_next })
+    }
+
     /// Reads the checkpoint `name` with content `bytes`.
     ///
     /// # Errors
@@ -83,10 +76,12 @@ impl AlignState {
             }
             Ok(values)
         };
-        let mut optimizer = AdamWState::new(options.adamw(), 0);
-        optimizer.steps = optimizer_steps;
-        optimizer.first_moment = moments("optimizer.first_moment")?;
-        optimizer.second_moment = moments("optimizer.second_moment")?;
+        let optimizer = AdamWState {
+            options: options.adamw(),
+            steps: optimizer_steps,
+            first_moment: moments("optimizer.first_moment")?,
+            second_moment: moments("optimizer.second_moment")?,
+        };
         let width = projector.shape().output;
         let (vectors, ids) = (file.f16("queue.vectors")?.1, file.u64("queue.ids")?.1);
         let queue = StoredQueue::restore(options.settings.queue as usize, width, vectors, ids, queue_next)

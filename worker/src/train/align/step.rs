@@ -18,7 +18,7 @@ use crate::ops::sum_of_squares;
 use crate::ops::{Backend, RowMasks};
 use crate::train::batch::rank_slice;
 use crate::train::optimizer::{AdamW, AdamWState, PIECE, clip_factor, padded};
-use crate::train::step::{Clock, StepSeconds, check_finite};
+use crate::train::step::{Clock, StepOutcome, StepSeconds, check_finite};
 use crate::{Error, Result};
 
 /// The input of one step.
@@ -42,18 +42,10 @@ pub struct StepInput<'a> {
     pub dropout: Option<Dropout>,
 }
 
-/// The result of one step. It is the same on all ranks.
-#[derive(Debug, Clone, Copy)]
-pub struct StepOutcome {
-    /// The losses of the global batch before the step.
-    pub losses: AlignLosses,
-    /// The gradient's L2 norm before clipping.
-    pub grad_norm: f64,
-    /// The time of each phase.
-    pub seconds: StepSeconds,
-}
-
 /// The projector, its optimizer and the queue in training. They are the same on all ranks after each step.
+///
+/// # Errors
+/// Every call fails with [`Error::Tensor`] when the device fails.
 pub struct AlignTrainer {
     backend: Backend,
     shape: ProjectorShape,
@@ -69,12 +61,9 @@ pub struct AlignTrainer {
     gradient: Tensor,
 }
 
-/// A range of this rank's rows.
-type Piece = Range<usize>;
-
 /// Divides a rank's rows into pieces of `micro_batch` rows, whose activations fit into memory; `None` makes one piece. A
 /// rank without rows has one empty piece, because it takes part too.
-fn pieces(rows: usize, micro_batch: Option<usize>) -> Vec<Piece> {
+fn pieces(rows: usize, micro_batch: Option<usize>) -> Vec<Range<usize>> {
     let size = micro_batch.unwrap_or(rows).max(1);
     let starts = (0..rows.max(1)).step_by(size);
     starts.map(|start| start..(start + size).min(rows)).collect()
@@ -82,9 +71,6 @@ fn pieces(rows: usize, micro_batch: Option<usize>) -> Vec<Piece> {
 
 impl AlignTrainer {
     /// Returns a trainer that continues from these parts, on the backend's device.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn new(
         backend: &Backend,
         projector: &Projector,
@@ -117,36 +103,24 @@ impl AlignTrainer {
     }
 
     /// Sets the metric in which vectors are compared. `None` compares the vectors themselves.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn with_metric(mut self, metric: Option<&Whitening>) -> Result<Self> {
         self.metric = metric.map(|metric| Metric::new(metric, &self.backend)).transpose()?;
         Ok(self)
     }
 
     /// Returns a copy of the projector.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn projector(&self) -> Result<Projector> {
         let parameters = self.optimizer.parameters()?.to_vec1()?;
         Ok(Projector::from_parameters(self.shape, parameters))
     }
 
     /// Returns a copy of everything that a step changes.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn store(&self) -> Result<(Projector, AdamWState, StoredQueue)> {
         let (parameters, optimizer) = self.optimizer.store()?;
         Ok((Projector::from_parameters(self.shape, parameters), optimizer, self.queue.store()?))
     }
 
     /// Returns the last step's gradient over the global batch before clipping, in the order of the parameters.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn gradient(&self) -> Result<Vec<f32>> {
         Ok(self.gradient.narrow(0, 0, self.shape.parameter_count())?.to_vec1()?)
     }
@@ -155,9 +129,9 @@ impl AlignTrainer {
     /// waits for the device once, for the losses, before anything changes.
     ///
     /// # Errors
-    /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, before this step changes
+    /// Those of the collective; [`Error::Diverged`] on NaN or infinity, before this step changes
     /// anything; [`Error::OutOfMemory`], which names the setting to change.
-    pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+    pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome<AlignLosses>> {
         let (pairs, own) = (input.ids.len(), input.own.len());
         let rows = self.micro_batch.map_or(own, |rows| rows.min(own));
         self.try_step(input, collective).map_err(|error| match is_out_of_memory(&error) {
@@ -169,7 +143,7 @@ impl AlignTrainer {
         })
     }
 
-    fn try_step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+    fn try_step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome<AlignLosses>> {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
         let device = self.backend.device().clone();
@@ -197,12 +171,9 @@ impl AlignTrainer {
         let [info_nce, direction, log_norm] = found.losses;
         let numbers = [info_nce, direction, log_norm, sum_of_squares(&self.gradient, PIECE)?];
         let numbers: Vec<f32> = Tensor::stack(&numbers, 0)?.to_vec1()?;
-        let losses = AlignLosses {
-            info_nce: f64::from(numbers[0]),
-            direction: f64::from(numbers[1]),
-            log_norm: f64::from(numbers[2]),
-        };
-        let grad_norm = f64::from(numbers[3]).sqrt();
+        let number = |index: usize| f64::from(numbers[index]);
+        let losses = AlignLosses { info_nce: number(0), direction: number(1), log_norm: number(2) };
+        let grad_norm = number(3).sqrt();
         check_finite(input.step, input.ids, losses.total(&self.weights), grad_norm)?;
         let scale = clip_factor(grad_norm, self.gradient_clip);
         self.optimizer.step(&self.gradient, scale, input.learning_rate)?;
@@ -216,7 +187,7 @@ impl AlignTrainer {
         &mut self,
         projection: &Mlp,
         input: &StepInput<'_>,
-        pieces: &[Piece],
+        pieces: &[Range<usize>],
     ) -> Result<(Option<Tensor>, Option<MlpTape>)> {
         let (mut projected, mut last) = (Vec::new(), None);
         for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
@@ -233,7 +204,7 @@ impl AlignTrainer {
     }
 
     /// Projects a piece of this rank's rows.
-    fn forward(&mut self, projection: &Mlp, input: &StepInput<'_>, piece: &Piece) -> Result<MlpTape> {
+    fn forward(&mut self, projection: &Mlp, input: &StepInput<'_>, piece: &Range<usize>) -> Result<MlpTape> {
         let (width, device) = (self.shape.input, self.backend.device());
         let rows = &input.encoder[piece.start * width..piece.end * width];
         let rows = self.staging.upload(rows, (piece.len(), width), device)?;
@@ -252,7 +223,7 @@ impl AlignTrainer {
     fn backward(
         &mut self,
         projection: &Mlp,
-        (pieces, mut tape): (&[Piece], Option<MlpTape>),
+        (pieces, mut tape): (&[Range<usize>], Option<MlpTape>),
         grad_projected: &Tensor,
         input: &StepInput<'_>,
         collective: &mut dyn Collective,

@@ -26,36 +26,30 @@ pub struct AlignValidation {
 
 impl AlignValidation {
     /// Takes the last `pairs` of the tables, or all if there are fewer. Retrieval at the end uses the first ones.
-    /// InfoNCE has the same `temperature` at every step, so that steps can be compared.
+    /// InfoNCE has the same `temperature` at every step, so that steps can be compared. It and retrieval are measured in
+    /// `metric`; `None` compares the vectors themselves.
     ///
     /// # Errors
     /// [`Error::Input`] when the tables hold different pairs.
-    pub fn new(encoder: &VectorTable, teacher: &VectorTable, pairs: usize, temperature: f64) -> Result<Self> {
+    pub fn new(
+        [encoder, teacher]: [&VectorTable; 2],
+        pairs: usize,
+        temperature: f64,
+        metric: Option<Whitening>,
+    ) -> Result<Self> {
         if encoder.ids != teacher.ids {
             return Err(Error::Input("the held-out encoder and teacher vectors are of different pairs".into()));
         }
         let first = encoder.len().saturating_sub(pairs);
-        let rows = |table: &VectorTable| {
-            let halves = &table.values[first * table.width..];
-            let mut rows = vec![0.0; halves.len()];
-            halves.convert_to_f32_slice(&mut rows);
-            rows
-        };
+        let rows = |table: &VectorTable| table.values[first * table.width..].to_f32_vec();
         Ok(Self {
             ids: encoder.ids[first..].to_vec(),
             encoder: rows(encoder),
             teacher: rows(teacher),
             width: teacher.width,
             temperature,
-            metric: None,
+            metric,
         })
-    }
-
-    /// Measures InfoNCE and retrieval in this metric. `None` compares the vectors themselves.
-    #[must_use]
-    pub fn in_metric(mut self, metric: Option<Whitening>) -> Self {
-        self.metric = metric;
-        self
     }
 
     /// Measures symmetric InfoNCE, which is the score, and retrieval among these pairs alone. With a metric, retrieval

@@ -4,8 +4,7 @@
 use llink_datasets::manifest::sha256_hex;
 use serde::{Deserialize, Serialize};
 
-/// The version of this format.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// The end of a manifest without a seal.
 const EMPTY_SEAL: &str = "\"seal\": \"\"";
 
@@ -39,7 +38,7 @@ pub struct PieceRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointManifest {
-    version: u32,
+    pub(super) version: u32,
     /// The number of steps that were taken, which is the next step.
     pub steps: u64,
     /// The generation of the gang that wrote it.
@@ -54,13 +53,12 @@ pub struct CheckpointManifest {
     pub metrics: Vec<PieceRecord>,
     /// The warnings for the report.
     pub warnings: Vec<String>,
-    /// The SHA-256 of this manifest with this field empty.
-    seal: String,
+    /// The SHA-256 of this manifest with this field empty. [`Self::to_json`] writes it.
+    pub(super) seal: String,
 }
 
 impl FileRecord {
     /// Describes a file with this content.
-    #[must_use]
     pub fn of(path: String, content: &[u8]) -> Self {
         Self { path, bytes: content.len() as u64, sha256: sha256_hex(content) }
     }
@@ -81,22 +79,7 @@ impl FileRecord {
 }
 
 impl CheckpointManifest {
-    /// Returns a manifest without a seal. [`Self::to_json`] adds the seal.
-    #[must_use]
-    pub const fn new(
-        steps: u64,
-        generation: u64,
-        score: Option<f64>,
-        step_seconds: f64,
-        state: FileRecord,
-        metrics: Vec<PieceRecord>,
-        warnings: Vec<String>,
-    ) -> Self {
-        Self { version: VERSION, steps, generation, score, step_seconds, state, metrics, warnings, seal: String::new() }
-    }
-
     /// Returns the manifest as JSON with its seal.
-    #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let open = Self { seal: String::new(), ..self.clone() };
         let text = serde_json::to_string_pretty(&open).expect("a manifest is plain data");
@@ -132,7 +115,6 @@ impl CheckpointManifest {
 
 /// Returns the `checkpoints` that are no longer needed: all but the newest `kept` and the best. The input is in order,
 /// oldest first.
-#[must_use]
 pub fn superseded(checkpoints: &[CheckpointManifest], kept: usize) -> Vec<&CheckpointManifest> {
     let best = best(checkpoints).map(|best| (best.steps, best.generation));
     let old = checkpoints.len().saturating_sub(kept);
@@ -140,7 +122,6 @@ pub fn superseded(checkpoints: &[CheckpointManifest], kept: usize) -> Vec<&Check
 }
 
 /// Returns the checkpoint with the best score. The older one wins a tie.
-#[must_use]
 pub fn best(checkpoints: &[CheckpointManifest]) -> Option<&CheckpointManifest> {
     let scored = checkpoints.iter().filter_map(|c| c.score.map(|score| (score, c)));
     scored.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, checkpoint)| checkpoint)
@@ -151,8 +132,10 @@ mod tests {
     use super::*;
 
     fn manifest(steps: u64, score: Option<f64>) -> CheckpointManifest {
-        let state = FileRecord::of("a".into(), b"x");
-        CheckpointManifest::new(steps, 3, score, 0.125, state, Vec::new(), vec!["w".into()])
+        let (state, warnings) = (FileRecord::of("a".into(), b"x"), vec!["w".into()]);
+        let (metrics, seal) = (Vec::new(), String::new());
+        let (version, generation, step_seconds) = (VERSION, 3, 0.125);
+        CheckpointManifest { version, steps, generation, score, step_seconds, state, metrics, warnings, seal }
     }
 
     #[test]
@@ -176,13 +159,8 @@ mod tests {
         let why = CheckpointManifest::from_json(altered.as_bytes()).unwrap_err();
         assert!(why.contains("altered"), "{why}");
         assert!(CheckpointManifest::from_json(&json.as_bytes()[..json.len() / 2]).is_err());
-        let why = CheckpointManifest::from_json(json.replace(&seal_of(&json), "").as_bytes()).unwrap_err();
+        let why = CheckpointManifest::from_json(json.replace(&read.seal, "").as_bytes()).unwrap_err();
         assert!(why.contains("no seal"), "{why}");
-    }
-
-    fn seal_of(json: &str) -> String {
-        let value: serde_json::Value = serde_json::from_str(json).unwrap();
-        value["seal"].as_str().unwrap().to_owned()
     }
 
     #[test]

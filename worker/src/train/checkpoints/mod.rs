@@ -45,7 +45,6 @@ pub struct Restored {
 impl Checkpoints {
     /// Uses `directory` of `store` under the given `generation`, and keeps the newest `kept` checkpoints. An attempt
     /// with a directory of its own continues from the checkpoints of earlier attempts.
-    #[must_use]
     pub fn new(store: Store, runtime: tokio::runtime::Handle, directory: String, generation: u64, kept: usize) -> Self {
         Self { store, runtime, before: without_attempt(&directory), directory, generation, kept }
     }
@@ -56,16 +55,14 @@ impl Checkpoints {
     /// When the store cannot be listed.
     pub fn newest(&self) -> Result<(Option<Restored>, Vec<String>)> {
         let mut warnings = Vec::new();
-        let mut paths = match &self.before {
-            Some(before) => self.manifest_paths(before)?,
-            None => Vec::new(),
-        };
-        paths.extend(self.manifest_paths(&self.directory)?);
+        let mut paths = Vec::new();
+        for directory in self.before.iter().chain([&self.directory]) {
+            paths.extend(self.manifest_paths(directory)?);
+        }
         for path in paths.iter().rev() {
             match self.restore(path) {
                 Ok(restored) => {
-                    let before = restored.manifest.warnings.iter().cloned();
-                    let warnings = before.chain(warnings).collect();
+                    let warnings = [restored.manifest.warnings.clone(), warnings].concat();
                     return Ok((Some(restored), warnings));
                 }
                 Err(error) => {
@@ -93,24 +90,24 @@ impl Checkpoints {
         }
     }
 
-    /// Writes the state, the metrics since the previous checkpoint, and then the manifest. Removes checkpoints that are
+    /// Writes the state, the metrics since the checkpoint `before`, and then the manifest. Removes checkpoints that are
     /// no longer needed.
-    fn save(&self, save: &Save, pieces: &mut Vec<PieceRecord>, step_seconds: f64) -> Result<CheckpointManifest> {
+    fn save(&self, save: &Save, before: Option<&CheckpointManifest>) -> Result<CheckpointManifest> {
         let stem = stem(&self.directory, save.steps, self.generation);
         let state = self.put(format!("{stem}.safetensors"), save.state.clone())?;
-        if let Some(piece) = self.save_piece(&save.metrics)? {
-            pieces.push(piece);
-        }
-        let (steps, generation) = (save.steps, self.generation);
-        let manifest = CheckpointManifest::new(
-            steps,
-            generation,
-            save.score,
-            step_seconds,
+        let mut metrics = before.map(|before| before.metrics.clone()).unwrap_or_default();
+        metrics.extend(self.save_piece(&save.metrics)?);
+        let manifest = CheckpointManifest {
+            version: manifest::VERSION,
+            steps: save.steps,
+            generation: self.generation,
+            score: save.score,
+            step_seconds: before.map_or(0.0, |before| before.step_seconds) + save.metrics.step_seconds,
             state,
-            pieces.clone(),
-            save.warnings.clone(),
-        );
+            metrics,
+            warnings: save.warnings.clone(),
+            seal: String::new(),
+        };
         self.put(format!("{stem}.json"), manifest.to_json().into())?;
         self.remove_superseded()?;
         Ok(manifest)
@@ -124,7 +121,7 @@ impl Checkpoints {
         let Some((first, last)) = piece.steps else {
             return Ok(None);
         };
-        let (directory, generation) = (&self.directory, self.generation);
+        let Self { directory, generation, .. } = self;
         let lines = format!("{directory}/metrics/steps-{first:09}-{last:09}-generation-{generation:06}.jsonl");
         // TensorBoard reads every file with `tfevents` in its name, in the order of names.
         let events =
@@ -138,7 +135,6 @@ impl Checkpoints {
     }
 
     /// Returns the lines of all pieces in order, and warnings about missing pieces.
-    #[must_use]
     pub fn read_lines(&self, pieces: &[PieceRecord]) -> (String, Vec<String>) {
         let (mut lines, mut warnings) = (String::new(), Vec::new());
         for piece in pieces {
@@ -167,7 +163,6 @@ impl Checkpoints {
     }
 
     /// Returns the name of a checkpoint in messages.
-    #[must_use]
     pub fn describe(&self, manifest: &CheckpointManifest) -> String {
         self.store.describe(&manifest.state.path)
     }

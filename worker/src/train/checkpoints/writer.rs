@@ -1,10 +1,10 @@
 //! Writes checkpoints in the background while training continues.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
-use super::{CheckpointManifest, Checkpoints, PieceRecord};
+use super::{CheckpointManifest, Checkpoints};
 use crate::train::metrics::MetricsPiece;
 use crate::{Error, Result};
 
@@ -26,168 +26,104 @@ pub struct Save {
     pub warnings: Vec<String>,
 }
 
-/// Writes one checkpoint at a time on a thread of its own.
+/// A checkpoint, or why it was not written; and the metrics that it was to have.
+type Written = (Result<CheckpointManifest>, MetricsPiece);
+
+/// Writes one checkpoint at a time, each on a thread of its own.
 #[derive(Debug)]
 pub struct CheckpointWriter {
-    saves: Option<mpsc::Sender<Save>>,
-    shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    // Notified when a write has ended.
-    ended: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    busy: bool,
+    checkpoints: Checkpoints,
+    writing: Option<JoinHandle<Written>>,
     /// The newest checkpoint that was written or restored.
     newest: Option<CheckpointManifest>,
-    pieces: Vec<PieceRecord>,
-    step_seconds: f64,
     /// The metrics of checkpoints that could not be written.
     unwritten: MetricsPiece,
     failures: u32,
     failed: Option<Error>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change leaves the state consistent, so it is valid after a panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl CheckpointWriter {
     /// Returns a writer that continues after `restored`.
-    #[must_use]
-    pub fn start(checkpoints: Checkpoints, restored: Option<&CheckpointManifest>) -> Self {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                newest: restored.cloned(),
-                pieces: restored.map(|r| r.metrics.clone()).unwrap_or_default(),
-                step_seconds: restored.map_or(0.0, |r| r.step_seconds),
-                ..State::default()
-            }),
-            ended: Condvar::new(),
-        });
-        let (saves, inbox) = mpsc::channel();
-        let worker = Arc::clone(&shared);
-        // What this thread writes belongs to the task's span.
-        let span = tracing::Span::current();
-        let thread = std::thread::spawn(move || {
-            let _entered = span.enter();
-            while let Ok(save) = inbox.recv() {
-                let save = std::panic::AssertUnwindSafe(|| write(&checkpoints, &worker, save));
-                if std::panic::catch_unwind(save).is_err() {
-                    // The waiting threads must not wait forever.
-                    let mut state = worker.lock();
-                    (state.busy, state.failures, state.failed) = (false, MAX_FAILURES, Some(gone()));
-                    worker.ended.notify_all();
-                    return;
-                }
-            }
-        });
-        Self { saves: Some(saves), shared, thread: Some(thread) }
+    pub fn new(checkpoints: Checkpoints, restored: Option<CheckpointManifest>) -> Self {
+        let unwritten = MetricsPiece::default();
+        Self { checkpoints, writing: None, newest: restored, unwritten, failures: 0, failed: None }
     }
 
     /// Returns whether nothing is being written.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
-        !self.shared.lock().busy
+        self.writing.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Writes in the background, after the current write.
     ///
     /// # Errors
     /// When writing has failed too often.
-    pub fn save(&self, save: Save) -> Result<()> {
+    pub fn save(&mut self, mut save: Save) -> Result<()> {
         self.wait()?;
-        self.shared.lock().busy = true;
-        let saves = self.saves.as_ref().expect("the sender lives until the writer is dropped");
-        saves.send(save).map_err(|_| gone())
+        self.unwritten.append(save.metrics);
+        save.metrics = std::mem::take(&mut self.unwritten);
+        let (checkpoints, before) = (self.checkpoints.clone(), self.newest.clone());
+        // What the thread writes belongs to the task's span.
+        let span = tracing::Span::current();
+        self.writing = Some(std::thread::spawn(move || span.in_scope(|| write(&checkpoints, before.as_ref(), save))));
+        Ok(())
     }
 
     /// Waits until nothing is being written.
     ///
     /// # Errors
     /// When writing has failed too often.
-    pub fn wait(&self) -> Result<()> {
-        let mut state = self.shared.lock();
-        while state.busy {
-            state = self.shared.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        match state.failed.take() {
-            Some(error) if state.failures >= MAX_FAILURES => Err(error),
-            failed => {
-                state.failed = failed;
-                Ok(())
+    pub fn wait(&mut self) -> Result<()> {
+        let Some(writing) = self.writing.take() else {
+            return Ok(());
+        };
+        let gone = |_| Error::Aborted("the thread that writes checkpoints has ended".into());
+        let (written, metrics) = writing.join().map_err(gone)?;
+        match written {
+            Ok(manifest) => {
+                self.newest = Some(manifest);
+                (self.failures, self.failed) = (0, None);
+            }
+            Err(error) => {
+                self.unwritten = metrics;
+                self.failures += 1;
+                if self.failures >= MAX_FAILURES {
+                    return Err(error);
+                }
+                self.failed = Some(error);
             }
         }
+        Ok(())
     }
 
-    /// Returns the newest whole checkpoint.
-    #[must_use]
-    pub fn newest(&self) -> Option<CheckpointManifest> {
-        self.shared.lock().newest.clone()
+    /// Returns the newest whole checkpoint. A write in progress does not count.
+    pub fn newest(&self) -> Option<&CheckpointManifest> {
+        self.newest.as_ref()
     }
 
-    /// Returns the written metrics, those that no checkpoint has taken yet, and the seconds of all steps in both.
-    #[must_use]
-    pub fn metrics(&self) -> (Vec<PieceRecord>, MetricsPiece, f64) {
-        let state = self.shared.lock();
-        (state.pieces.clone(), state.unwritten.clone(), state.step_seconds)
+    /// Returns the metrics that no checkpoint has.
+    pub fn unwritten(&self) -> &MetricsPiece {
+        &self.unwritten
     }
 
     /// Returns the last failure, if the latest save failed.
-    #[must_use]
     pub fn failure(&self) -> Option<String> {
-        self.shared.lock().failed.as_ref().map(ToString::to_string)
+        self.failed.as_ref().map(ToString::to_string)
     }
 }
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        self.saves = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported already.
-            let _ = thread.join();
-        }
+        // The failure of the last write has been logged.
+        let _ = self.wait();
     }
 }
 
-fn write(checkpoints: &Checkpoints, shared: &Shared, mut save: Save) {
-    let (mut pieces, step_seconds) = {
-        let mut state = shared.lock();
-        let mut metrics = std::mem::take(&mut state.unwritten);
-        state.step_seconds += save.metrics.step_seconds;
-        metrics.append(std::mem::take(&mut save.metrics));
-        save.metrics = metrics;
-        (state.pieces.clone(), state.step_seconds)
-    };
-    let written = checkpoints.save(&save, &mut pieces, step_seconds);
-    let mut state = shared.lock();
-    match written {
-        Ok(manifest) => {
-            tracing::info!(steps = manifest.steps, "checkpoint {}", checkpoints.describe(&manifest));
-            state.pieces = pieces;
-            state.newest = Some(manifest);
-            (state.failures, state.failed) = (0, None);
-        }
-        Err(error) => {
-            tracing::warn!(steps = save.steps, "checkpoint not written: {error}");
-            state.unwritten = save.metrics;
-            state.failures += 1;
-            state.failed = Some(error);
-        }
+fn write(checkpoints: &Checkpoints, before: Option<&CheckpointManifest>, save: Save) -> Written {
+    let written = checkpoints.save(&save, before);
+    match &written {
+        Ok(manifest) => tracing::info!(steps = manifest.steps, "checkpoint {}", checkpoints.describe(manifest)),
+        Err(error) => tracing::warn!(steps = save.steps, "checkpoint not written: {error}"),
     }
-    state.busy = false;
-    shared.ended.notify_all();
-}
-
-fn gone() -> Error {
-    Error::Aborted("the thread that writes checkpoints has ended".into())
+    (written, save.metrics)
 }

@@ -18,7 +18,6 @@ pub struct InstructExample {
 
 impl InstructExample {
     /// Returns the number of tokens of prompt and answer.
-    #[must_use]
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.answer.len()
     }
@@ -35,15 +34,12 @@ pub struct InstructBatch {
     pub slot_rows: Vec<usize>,
     /// A key for each row, made from its example and its place there.
     pub row_keys: Vec<u64>,
-    /// The rows that predict answer tokens.
-    pub positions: Vec<usize>,
-    /// The answer tokens that these rows predict.
-    pub targets: Vec<u32>,
+    /// The rows that predict answer tokens, and those tokens.
+    pub answer: AnswerTokens,
 }
 
 impl InstructBatch {
     /// Lays examples end to end.
-    #[must_use]
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a InstructExample>) -> Self {
         let mut batch = Self { offsets: vec![0], ..Self::default() };
         for example in examples {
@@ -54,21 +50,14 @@ impl InstructBatch {
             batch.row_keys.extend((0..example.tokens() as u64).map(|place| key(&[example.id, place])));
             // The last token of the prompt predicts the first answer token.
             let first = start + example.prompt.len() - 1;
-            batch.positions.extend(first..first + example.answer.len());
-            batch.targets.extend(&example.answer);
+            batch.answer.positions.extend(first..first + example.answer.len());
+            batch.answer.targets.extend(&example.answer);
         }
         batch
-    }
-
-    /// Returns the rows that predict answer tokens, and those tokens.
-    #[must_use]
-    pub fn answer(&self) -> AnswerTokens {
-        AnswerTokens { positions: self.positions.clone(), targets: self.targets.clone() }
     }
 }
 
 /// Splits examples of these lengths into consecutive runs of at most `token_budget` tokens, but at least one example.
-#[must_use]
 pub fn micro_batches(lengths: &[usize], token_budget: usize) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     let mut tokens = 0;
@@ -106,8 +95,7 @@ mod tests {
         assert_eq!(batch.ids, [1, 90, 91, 2, 5, 6, 90, 91, 3, 9]);
         assert_eq!(batch.offsets, [0, 6, 10]);
         assert_eq!(batch.slot_rows, [1, 2, 6, 7]);
-        assert_eq!(batch.positions, [3, 4, 8]);
-        assert_eq!(batch.targets, [5, 6, 9]);
+        assert_eq!(batch.answer, AnswerTokens { positions: vec![3, 4, 8], targets: vec![5, 6, 9] });
         assert_eq!(batch.row_keys[6], key(&[8, 0]));
     }
 

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::numbers::Scanner;
 use llink_datasets::vectors::VectorTable;
@@ -11,6 +10,7 @@ use super::batch::InstructExample;
 use super::options::{InstructArm, InstructOptions};
 use crate::llink::projector::Projector;
 use crate::models::Decoder;
+use crate::train::batch::gather;
 use crate::{Error, Result};
 
 /// The examples, each with the vectors of its foreign text and of the English translation.
@@ -23,6 +23,9 @@ pub struct InstructData {
     rows: Vec<Range<usize>>,
     teacher: VectorTable,
     projector: Projector,
+    arm: InstructArm,
+    /// Whether Stage B trains the projector.
+    moves_projector: bool,
     /// The number of examples that were left out because they have too many tokens.
     pub too_long: usize,
 }
@@ -43,8 +46,7 @@ impl InstructData {
         let texts = encoder.texts();
         for (name, table) in [("encoder", &encoder), ("teacher", &teacher)] {
             let of_texts = table.ids.chunk_by(|a, b| a == b).map(|rows| &rows[0]);
-            let same = of_texts.eq(rows.iter().map(|row| &row.id));
-            if !same {
+            if !of_texts.eq(rows.iter().map(|row| &row.id)) {
                 return Err(Error::Input(format!(
                     "the {name} vectors are of other texts than the {} instructions: {} vectors",
                     rows.len(),
@@ -72,59 +74,44 @@ impl InstructData {
             encoder,
             teacher: select(&teacher, fits.into_iter()),
             projector,
+            arm: options.arm,
+            moves_projector: options.moves_projector(),
             too_long,
         })
     }
 
-    /// Returns the number of examples.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.examples.len()
-    }
-
-    /// Returns whether there are no examples.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.examples.is_empty()
-    }
-
-    /// Returns all examples.
-    #[must_use]
-    pub fn examples(&self) -> &[InstructExample] {
+    pub(super) fn examples(&self) -> &[InstructExample] {
         &self.examples
     }
 
     /// Returns the projector of Stage A.
-    #[must_use]
     pub const fn projector(&self) -> &Projector {
         &self.projector
     }
 
-    /// Returns the ids of the examples.
-    #[must_use]
-    pub fn ids(&self) -> &[u64] {
+    pub(super) fn ids(&self) -> &[u64] {
         &self.teacher.ids
     }
 
-    /// Returns the projected vectors of some examples, as in [`InstructInput::vectors`](super::step::InstructInput::vectors).
+    /// Returns the vectors of some examples, as in [`InstructInput::vectors`](super::step::InstructInput::vectors).
     ///
     /// # Errors
     /// [`Error::Input`] when the projector is for vectors of another width.
-    pub fn projected(&self, examples: &[usize]) -> Result<Vec<f32>> {
-        self.projector.project(&self.encoder(examples))
-    }
-
-    /// Returns the encoder vectors of some examples, as in [`InstructData::projected`].
-    #[must_use]
-    pub fn encoder(&self, examples: &[usize]) -> Vec<f32> {
+    pub(super) fn vectors(&self, examples: &[usize]) -> Result<Vec<f32>> {
+        if self.arm == InstructArm::Direct {
+            return Ok(Vec::new());
+        }
         let rows: Vec<usize> = examples.iter().flat_map(|example| self.rows[*example].clone()).collect();
-        gather(&self.encoder, &rows)
+        let vectors = gather(&self.encoder, &rows);
+        if self.moves_projector { Ok(vectors) } else { self.projector.project(&vectors) }
     }
 
-    /// Returns the teacher vectors of some examples, `[b, d]`.
-    #[must_use]
-    pub fn teacher(&self, rows: &[usize]) -> Vec<f32> {
-        gather(&self.teacher, rows)
+    /// Returns the teacher vectors of some examples, `[b, d]`. They are empty if no prompt has slots.
+    pub(super) fn teacher(&self, examples: &[usize]) -> Vec<f32> {
+        match self.arm {
+            InstructArm::Slots => gather(&self.teacher, examples),
+            InstructArm::Direct => Vec::new(),
+        }
     }
 }
 
@@ -159,12 +146,4 @@ fn select(table: &VectorTable, rows: impl Iterator<Item = usize> + Clone) -> Vec
         width: table.width,
         values: rows.flat_map(|row| table.row(row)).copied().collect(),
     }
-}
-
-fn gather(table: &VectorTable, rows: &[usize]) -> Vec<f32> {
-    let mut values = vec![0.0; rows.len() * table.width];
-    for (row, values) in rows.iter().zip(values.chunks_exact_mut(table.width)) {
-        table.row(*row).convert_to_f32_slice(values);
-    }
-    values
 }

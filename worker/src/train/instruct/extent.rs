@@ -33,7 +33,6 @@ impl Proven {
         self.0.iter().any(|fitted| fitted.holds(run))
     }
 
-    /// Records that a run has fitted.
     pub(super) fn add(&mut self, run: Extent) {
         if !self.holds(run) {
             self.0.retain(|fitted| !run.holds(*fitted));

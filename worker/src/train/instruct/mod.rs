@@ -3,7 +3,6 @@
 pub mod batch;
 pub mod data;
 mod extent;
-pub mod moving_projector;
 pub mod options;
 mod runs;
 pub mod state;
@@ -11,7 +10,6 @@ pub mod step;
 mod trainer;
 
 use std::ops::Range;
-use std::thread::Scope;
 
 pub use trainer::InstructTrainer;
 
@@ -21,10 +19,9 @@ use self::options::{InstructArm, InstructOptions};
 use self::state::{InstructParts, InstructState};
 use self::step::{InstructInput, InstructOutcome, LearningRates};
 use super::agreement::{agree_on, checked, hash, same_options};
-use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
 use super::observer::Observer;
-use super::stage::{Ended, Stage, take_steps};
+use super::stage::{Stage, take_steps};
 use super::step_record::{StepRecord, Validation};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
@@ -90,40 +87,28 @@ pub fn instruct(
     collective: &mut dyn Collective,
     observer: &mut dyn Observer,
 ) -> Result<InstructTrained> {
-    std::thread::scope(|scope| instruct_within(scope, run, collective, observer))
-}
-
-fn instruct_within<'scope, 'env: 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    run: InstructRun<'env>,
-    collective: &mut dyn Collective,
-    observer: &mut dyn Observer,
-) -> Result<InstructTrained> {
     let InstructRun { options, data, .. } = run;
     let settings = &options.settings;
     checked(|expect| settings.check(expect))?;
-    let plan = BatchPlan::new(options.seed, data.len(), data.len().min(settings.batch as usize))?;
+    let examples = data.examples().len();
+    let plan = BatchPlan::new(options.seed, examples, examples.min(settings.batch as usize))?;
     let (first_step, trainer) = start(&run)?;
     agree(options, data, first_step, &trainer, collective)?;
-    let reading = match run.decoder.model().activations().0.is_cpu() {
-        true => Reading::InTurn,
-        false => Reading::Ahead,
-    };
     let (rank, ranks) = (collective.rank(), collective.world_size());
-    let mut inputs = Ahead::new(scope, reading, move |step| {
+    let prepare = move |step| -> Result<StepRows> {
         let rows = plan.rows(step);
         let own = rank_slice(rows.len(), rank, ranks);
-        StepRows::read(data, options, rows, own)
-    });
+        Ok(StepRows { vectors: data.vectors(&rows[own.clone()])?, teacher: data.teacher(&rows), rows, own })
+    };
     let upkeep = Upkeep::from(settings);
     let validation = run.validation.map(|_| &upkeep);
+    let device = run.decoder.model().activations().0;
     let mut stage = InstructStage { run, trainer };
-    let Ended { last, .. } = take_steps(&mut stage, first_step, &mut inputs, validation, collective, observer)?;
+    let ended = take_steps(&mut stage, first_step, prepare, device, validation, collective, observer)?;
     let InstructParts { adapter, expander, projector, .. } = stage.trainer.store()?;
-    Ok(InstructTrained { adapter, expander, projector: projector.map(|moving| moving.projector), last })
+    Ok(InstructTrained { adapter, expander, projector, last: ended.last })
 }
 
-/// A training of Stage B.
 struct InstructStage<'a> {
     run: InstructRun<'a>,
     trainer: InstructTrainer,
@@ -136,26 +121,62 @@ impl Stage for InstructStage<'_> {
         self.run.options.steps
     }
 
-    fn take_step(&mut self, step: u64, input: &StepRows, collective: &mut dyn Collective) -> Result<StepRecord> {
-        let InstructRun { options, data, .. } = self.run;
-        let rates = options.learning_rates(step);
-        let outcome = take_step(&self.run, &mut self.trainer, step, input, rates, collective)?;
-        let examples = input.rows.iter().map(|row| &data.examples()[*row]);
+    fn take_step(&mut self, step: u64, read: &StepRows, collective: &mut dyn Collective) -> Result<StepRecord> {
+        let InstructRun { options, data, decoder, .. } = self.run;
+        let (settings, rates) = (&options.settings, options.learning_rates(step));
+        let (rows, own) = (&read.rows, read.own.clone());
+        let example = |row: &usize| &data.examples()[*row];
+        let ids: Vec<u64> = rows.iter().map(|row| data.ids()[*row]).collect();
+        let examples: Vec<&InstructExample> = rows[own.clone()].iter().map(example).collect();
+        let dropout = settings.lora_dropout;
+        let input = InstructInput {
+            step,
+            ids: &ids,
+            own,
+            examples: &examples,
+            vectors: &read.vectors,
+            teacher: &read.teacher,
+            answer_tokens: rows.iter().map(|row| example(row).answer.len()).sum(),
+            learning_rates: rates,
+            dropout: (dropout > 0.0).then(|| Dropout::new(dropout, options.seed, step)),
+            token_budget: settings.token_budget as usize,
+            activations: match settings.recompute {
+                true => Activations::Recomputed,
+                false => Activations::Kept,
+            },
+        };
+        let outcome = self.trainer.step(decoder.model(), &input, collective)?;
         Ok(StepRecord {
             step,
             numbers: numbers(&outcome, rates, options.arm),
-            pairs: input.rows.len() as u64,
-            tokens: examples.map(|example| example.tokens() as u64).sum(),
+            pairs: rows.len() as u64,
+            tokens: rows.iter().map(|row| example(row).tokens() as u64).sum(),
             seconds: outcome.seconds,
             validation: None,
         })
     }
 
+    /// Measures the loss on held-out examples, with slots and with zeros in their place.
     fn validate(&mut self) -> Result<Validation> {
-        match self.run.validation {
-            Some(held_out) => validate(&self.run, held_out, &mut self.trainer),
-            None => Ok(Validation::default()),
+        let InstructRun { validation: Some(data), options, decoder, .. } = self.run else {
+            return Ok(Validation::default());
+        };
+        let examples = data.examples();
+        let rows: Vec<usize> = (0..examples.len()).collect();
+        let lengths: Vec<usize> = examples.iter().map(InstructExample::tokens).collect();
+        let answer_tokens = examples.iter().map(|example| example.answer.len()).sum();
+        let (mut sft, mut zero) = (0.0, None);
+        for part in micro_batches(&lengths, options.settings.token_budget as usize) {
+            let vectors = data.vectors(&rows[part.clone()])?;
+            let losses = self.trainer.held_out(decoder.model(), &examples[part], &vectors, answer_tokens)?;
+            sft += losses.0;
+            if let Some(of_part) = losses.1 {
+                zero = Some(zero.unwrap_or(0.0) + of_part);
+            }
         }
+        let mut numbers = vec![("sft", sft)];
+        numbers.extend(zero.map(|zero| ("usage_gap", zero - sft)));
+        Ok(Validation { numbers, score: sft })
     }
 
     fn snapshot(&self, step: u64) -> Result<Vec<u8>> {
@@ -177,7 +198,6 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     Ok((step, InstructTrainer::new(decoder.model(), parts, (&options.settings).into())?))
 }
 
-/// Initializes the trained parts before the first step.
 fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
     let InstructRun { options, decoder, .. } = run;
     let (settings, width) = (&options.settings, decoder.hidden_size());
@@ -236,65 +256,11 @@ impl InstructStart {
     }
 }
 
-/// The input of a step.
 struct StepRows {
     rows: Vec<usize>,
     own: Range<usize>,
     vectors: Vec<f32>,
     teacher: Vec<f32>,
-}
-
-impl StepRows {
-    fn read(data: &InstructData, options: &InstructOptions, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
-        let vectors = vectors(data, options, &rows[own.clone()])?;
-        let teacher = match options.arm {
-            InstructArm::Slots => data.teacher(&rows),
-            InstructArm::Direct => Vec::new(),
-        };
-        Ok(Self { rows, own, vectors, teacher })
-    }
-}
-
-/// Returns the vectors of the slots of some examples. See [`InstructInput::vectors`].
-fn vectors(data: &InstructData, options: &InstructOptions, rows: &[usize]) -> Result<Vec<f32>> {
-    match options.arm {
-        InstructArm::Slots if options.moves_projector() => Ok(data.encoder(rows)),
-        InstructArm::Slots => data.projected(rows),
-        InstructArm::Direct => Ok(Vec::new()),
-    }
-}
-
-fn take_step(
-    run: &InstructRun<'_>,
-    trainer: &mut InstructTrainer,
-    step: u64,
-    read: &StepRows,
-    learning_rates: LearningRates,
-    collective: &mut dyn Collective,
-) -> Result<InstructOutcome> {
-    let InstructRun { options, data, .. } = run;
-    let (rows, own) = (&read.rows, read.own.clone());
-    let ids: Vec<u64> = rows.iter().map(|row| data.ids()[*row]).collect();
-    let examples: Vec<&InstructExample> = rows[own.clone()].iter().map(|row| &data.examples()[*row]).collect();
-    let settings = &options.settings;
-    let dropout = settings.lora_dropout;
-    let input = InstructInput {
-        step,
-        ids: &ids,
-        own,
-        examples: &examples,
-        vectors: &read.vectors,
-        teacher: &read.teacher,
-        answer_tokens: rows.iter().map(|row| data.examples()[*row].answer.len()).sum(),
-        learning_rates,
-        dropout: (dropout > 0.0).then(|| Dropout::new(dropout, options.seed, step)),
-        token_budget: settings.token_budget as usize,
-        activations: match settings.recompute {
-            true => Activations::Recomputed,
-            false => Activations::Kept,
-        },
-    };
-    trainer.step(run.decoder.model(), &input, collective)
 }
 
 fn numbers(outcome: &InstructOutcome, rates: LearningRates, arm: InstructArm) -> Vec<(&'static str, f64)> {
@@ -317,25 +283,6 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, arm: InstructArm) ->
     numbers
 }
 
-/// Measures the loss on held-out examples, with slots and with zeros in their place.
-fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &mut InstructTrainer) -> Result<Validation> {
-    let rows: Vec<usize> = (0..data.len()).collect();
-    let lengths: Vec<usize> = data.examples().iter().map(InstructExample::tokens).collect();
-    let answer_tokens = data.examples().iter().map(|example| example.answer.len()).sum();
-    let (mut sft, mut zero) = (0.0, None);
-    for part in micro_batches(&lengths, run.options.settings.token_budget as usize) {
-        let vectors = vectors(data, run.options, &rows[part.clone()])?;
-        let losses = trainer.held_out(run.decoder.model(), &data.examples()[part], &vectors, answer_tokens)?;
-        sft += losses.0;
-        if let Some(of_part) = losses.1 {
-            zero = Some(zero.unwrap_or(0.0) + of_part);
-        }
-    }
-    let mut numbers = vec![("sft", sft)];
-    numbers.extend(zero.map(|zero| ("usage_gap", zero - sft)));
-    Ok(Validation { numbers, score: sft })
-}
-
 fn agree(
     options: &InstructOptions,
     data: &InstructData,
@@ -345,7 +292,7 @@ fn agree(
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
     let parts = trainer.store()?;
-    let projector = parts.projector.as_ref().map_or(data.projector(), |moving| &moving.projector);
+    let projector = parts.projector.as_ref().unwrap_or(data.projector());
     let facts = [
         ("step", step),
         ("adapters", hash(bytemuck::cast_slice(&parts.adapter.parameters))),

@@ -29,7 +29,6 @@ impl InstructOptions {
     }
 
     /// Returns whether the projector is trained too.
-    #[must_use]
     pub fn moves_projector(&self) -> bool {
         self.arm == InstructArm::Slots && self.settings.projector_learning_rate > 0.0
     }

@@ -94,7 +94,6 @@ impl Adding<'_> {
         Ok(())
     }
 
-    /// Adds the other results of a run.
     fn rest(&mut self, found: Found) -> Result<()> {
         self.sft = (&self.sft + found.sft)?;
         if let Some(zero) = found.zero {
@@ -191,19 +190,16 @@ impl<'a> Pass<'a> {
         let first = micro_batches(&lengths, budget).into_iter().next().unwrap_or(0..0);
         let rows = from..from + first.len();
         let batch = InstructBatch::new(input.examples[rows.clone()].iter().copied());
-        let answer = batch.answer();
         let training = TrainingBatch {
             ids: &batch.ids,
             offsets: &batch.offsets,
-            answer: &answer,
+            answer: &batch.answer,
             answer_tokens: input.answer_tokens,
             dropout: input.dropout.map(|dropout| (dropout, batch.row_keys.as_slice())),
         };
         let tokens = decoder.embed(&batch.ids)?;
-        let zero = match self.due {
-            true => Some(decoder.answer_loss(&self.adapter, &training, without_slots(&tokens, &batch)?)?),
-            false => None,
-        };
+        let without_slots = || decoder.answer_loss(&self.adapter, &training, without_slots(&tokens, &batch)?);
+        let zero = self.due.then(without_slots).transpose()?;
         let embeddings = match &self.slots {
             Some(slots) => {
                 let before = input.examples[..from].iter().map(|example| example.slots.len()).sum();
@@ -241,9 +237,8 @@ pub(super) fn held_out_losses(
     slots: Option<&Tensor>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let batch = InstructBatch::new(examples);
-    let answer = batch.answer();
-    let training =
-        TrainingBatch { ids: &batch.ids, offsets: &batch.offsets, answer: &answer, answer_tokens, dropout: None };
+    let InstructBatch { ids, offsets, answer, .. } = &batch;
+    let training = TrainingBatch { ids, offsets, answer, answer_tokens, dropout: None };
     let tokens = decoder.embed(&batch.ids)?;
     let loss = |embeddings: Tensor| decoder.answer_loss(adapter, &training, embeddings);
     let Some(slots) = slots else {

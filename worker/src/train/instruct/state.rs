@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::moving_projector::MovingProjector;
 use super::options::InstructOptions;
 use crate::Result;
 use crate::llink::projector::Projector;
@@ -35,16 +34,15 @@ pub struct InstructParts {
     pub adapter: LoraAdapter,
     /// The slot expander so far.
     pub expander: SlotExpander,
-    /// The optimizers of LoRA, the expander and the scale.
-    pub optimizers: [AdamWState; 3],
-    /// The projector so far, if Stage B trains it.
-    pub projector: Option<MovingProjector>,
+    /// The projector so far, if Stage B trains it. By default it is frozen.
+    pub projector: Option<Projector>,
+    /// The optimizers of LoRA, the expander without its scale, the scale, and the projector if Stage B trains it.
+    pub optimizers: Vec<AdamWState>,
 }
 
 impl InstructParts {
     /// Returns the parts before the first step. The weight decay of `options` applies to LoRA, the expander and the
     /// projector. The scale has none.
-    #[must_use]
     pub fn new(
         adapter: LoraAdapter,
         expander: SlotExpander,
@@ -52,21 +50,16 @@ impl InstructParts {
         options: AdamWOptions,
     ) -> Self {
         let without_decay = AdamWOptions { weight_decay: 0.0, ..options };
-        let optimizers = [
+        let mut optimizers = vec![
             AdamWState::new(options, adapter.parameters.len()),
             AdamWState::new(options, expander.parameters.len() - 1),
             AdamWState::new(without_decay, 1),
         ];
-        Self {
-            adapter,
-            expander,
-            optimizers,
-            projector: projector.map(|projector| MovingProjector::new(projector, options)),
-        }
+        optimizers.extend(projector.as_ref().map(|projector| AdamWState::new(options, projector.parameters.len())));
+        Self { adapter, expander, projector, optimizers }
     }
 }
 
-/// The content of the file besides the tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
@@ -83,17 +76,11 @@ impl InstructState {
     /// # Errors
     /// None that the parts' invariants allow.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let InstructParts { adapter, expander, optimizers, projector } = &self.parts;
+        let InstructParts { adapter, expander, projector, optimizers } = &self.parts;
         let mut tensors = adapter.tensors();
         tensors.extend(expander.tensors(EXPANDER));
-        if let Some(MovingProjector { projector, .. }) = projector {
-            tensors.extend(projector.tensors(PROJECTOR));
-        }
-        let optimizers = || {
-            let moving = projector.as_ref().map(|moving| &moving.optimizer);
-            optimizers.iter().chain(moving)
-        };
-        for (group, optimizer) in GROUPS.iter().zip(optimizers()) {
+        tensors.extend(projector.iter().flat_map(|projector| projector.tensors(PROJECTOR)));
+        for (group, optimizer) in GROUPS.iter().zip(optimizers) {
             for (moment, values) in [("first", &optimizer.first_moment), ("second", &optimizer.second_moment)] {
                 tensors.push((format!("optimizer.{group}.{moment}_moment"), vec![values.len()], Values::F32(values)));
             }
@@ -102,7 +89,7 @@ impl InstructState {
             options: self.options.clone(),
             step: self.step,
             median_norm: expander.median_norm(),
-            optimizer_steps: optimizers().map(|optimizer| optimizer.steps).collect(),
+            optimizer_steps: optimizers.iter().map(|optimizer| optimizer.steps).collect(),
         };
         checkpoint::write(&tensors, &metadata)
     }
@@ -118,14 +105,11 @@ impl InstructState {
         let mut adapter = LoraAdapter::new(config, (&metadata.options.settings).into(), 0)?;
         adapter.read(&file)?;
         let expander = SlotExpander::from_tensors(&file, EXPANDER, metadata.median_norm)?;
-        let projector = match metadata.options.moves_projector() {
-            true => Some(Projector::from_tensors(&file, PROJECTOR)?),
-            false => None,
-        };
+        let moves = metadata.options.moves_projector();
+        let projector = moves.then(|| Projector::from_tensors(&file, PROJECTOR)).transpose()?;
         let mut parts = InstructParts::new(adapter, expander, projector, metadata.options.adamw());
-        let of_projector = parts.projector.as_mut().map(|moving| &mut moving.optimizer);
         let mut steps = metadata.optimizer_steps.into_iter();
-        for (group, optimizer) in GROUPS.iter().zip(parts.optimizers.iter_mut().chain(of_projector)) {
+        for (group, optimizer) in GROUPS.iter().zip(&mut parts.optimizers) {
             optimizer.steps =
                 steps.next().ok_or_else(|| file.error(format!("it does not say how many steps `{group}` took")))?;
             for (moment, values) in [("first", &mut optimizer.first_moment), ("second", &mut optimizer.second_moment)] {

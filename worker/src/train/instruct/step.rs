@@ -9,7 +9,7 @@ use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::Activations;
 use crate::numerics::dropout::Dropout;
-use crate::train::step::StepSeconds;
+use crate::train::step::StepOutcome;
 
 /// The weights of the losses, and the largest gradient.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +88,6 @@ pub struct InstructLosses {
 }
 
 impl InstructLosses {
-    /// Combines the losses with their weights.
     pub(super) fn new(weights: &InstructWeights, sft: f64, zero: Option<f64>, [cosine, info_nce]: [f64; 2]) -> Self {
         let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
         Self {
@@ -105,13 +104,5 @@ impl InstructLosses {
     }
 }
 
-/// The result of one step.
-#[derive(Debug, Clone, Copy)]
-pub struct InstructOutcome {
-    /// The losses of the global batch.
-    pub losses: InstructLosses,
-    /// The norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// The time of each phase.
-    pub seconds: StepSeconds,
-}
+/// The outcome of a step of Stage B.
+pub type InstructOutcome = StepOutcome<InstructLosses>;

@@ -6,7 +6,6 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::batch::InstructExample;
-use super::moving_projector::MovingProjector;
 use super::runs::{Pass, Runs, Sums, held_out_losses};
 use super::state::InstructParts;
 use super::step::{InstructInput, InstructLosses, InstructOutcome, InstructWeights};
@@ -20,10 +19,13 @@ use crate::llink::slot_losses::SlotLosses;
 use crate::models::lora::LoraAdapter;
 use crate::models::{Adapter, Llama};
 use crate::ops::sum_of_squares;
-use crate::train::optimizer::{AdamW, PIECE, clip_factor, flat, padded};
+use crate::train::optimizer::{AdamW, AdamWState, PIECE, clip_factor, flat, padded};
 use crate::train::step::{Clock, StepSeconds, check_finite};
 
 /// The adapter, the expander and their optimizers in training. They are the same on all ranks after each step.
+///
+/// # Errors
+/// Every call fails with [`Error::Tensor`](crate::Error::Tensor) when the device fails.
 pub struct InstructTrainer {
     device: Device,
     dtype: DType,
@@ -31,11 +33,10 @@ pub struct InstructTrainer {
     adapter: LoraAdapter,
     shape: SlotExpanderShape,
     median_norm: f32,
-    of_adapter: AdamW,
-    of_expander: AdamW,
-    of_scale: AdamW,
-    /// The projector and its optimizer, if Stage B trains it.
-    of_projector: Option<(ProjectorShape, AdamW)>,
+    /// The projector's shape, if Stage B trains it.
+    projector: Option<ProjectorShape>,
+    /// The groups of parameters, in the order of [`InstructParts::optimizers`].
+    groups: Vec<AdamW>,
     weights: InstructWeights,
     staging: Staging,
     runs: Runs,
@@ -48,33 +49,24 @@ struct Slots {
     projector: Option<(Mlp, MlpTape)>,
 }
 
-/// The gradients of the groups besides the adapter, each a flat buffer, and the losses of the slots, `[2]`.
-struct SlotGradients {
-    expander: Tensor,
-    scale: Tensor,
-    projector: Option<Tensor>,
-    losses: Tensor,
-}
+const LORA: usize = 0;
+const EXPANDER: usize = 1;
+const SCALE: usize = 2;
+const PROJECTOR: usize = 3;
 
 impl InstructTrainer {
     /// Returns a trainer that continues from these parts, on the decoder's device.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn new(decoder: &Llama, parts: InstructParts, weights: InstructWeights) -> Result<Self> {
         let (device, dtype) = decoder.activations();
-        let InstructParts { mut adapter, expander, optimizers: [of_adapter, of_expander, of_scale], projector } = parts;
+        let InstructParts { mut adapter, expander, projector, optimizers } = parts;
         let parameters = std::mem::take(&mut adapter.parameters);
         let (scale, others) = expander.parameters.split_at(1);
-        let moving = |MovingProjector { projector, optimizer }: MovingProjector| {
-            let moving = AdamW::new(&projector.parameters, &optimizer, device)?;
-            Ok::<_, crate::Error>((projector.shape(), moving))
-        };
+        let of_projector = projector.as_ref().map_or(&[][..], |projector| &projector.parameters);
+        let groups = [&parameters[..], others, scale, of_projector].into_iter().zip(&optimizers);
+        let groups = groups.map(|(parameters, optimizer)| AdamW::new(parameters, optimizer, device));
         Ok(Self {
-            of_adapter: AdamW::new(&parameters, &of_adapter, device)?,
-            of_expander: AdamW::new(others, &of_expander, device)?,
-            of_scale: AdamW::new(scale, &of_scale, device)?,
-            of_projector: projector.map(moving).transpose()?,
+            projector: projector.as_ref().map(Projector::shape),
+            groups: groups.collect::<Result<_>>()?,
             device: device.clone(),
             dtype,
             adapter,
@@ -87,27 +79,16 @@ impl InstructTrainer {
     }
 
     /// Returns a copy of the trained parts on the host.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn store(&self) -> Result<InstructParts> {
+        let stored = self.groups.iter().map(AdamW::store).collect::<Result<Vec<_>>>()?;
+        let (mut parameters, optimizers): (Vec<Vec<f32>>, Vec<AdamWState>) = stored.into_iter().unzip();
         let mut adapter = self.adapter.clone();
-        let (parameters, of_adapter) = self.of_adapter.store()?;
-        adapter.parameters = parameters;
+        adapter.parameters = std::mem::take(&mut parameters[LORA]);
         let mut expander = SlotExpander::new(self.shape, self.median_norm, 0);
-        let (others, of_expander) = self.of_expander.store()?;
-        let (scale, of_scale) = self.of_scale.store()?;
-        expander.parameters = [scale, others].concat();
-        let projector = match &self.of_projector {
-            Some((shape, moving)) => {
-                let (parameters, optimizer) = moving.store()?;
-                let mut projector = Projector::new(*shape, 0);
-                projector.parameters = parameters;
-                Some(MovingProjector { projector, optimizer })
-            }
-            None => None,
-        };
-        Ok(InstructParts { adapter, expander, optimizers: [of_adapter, of_expander, of_scale], projector })
+        expander.parameters = [&parameters[SCALE][..], &parameters[EXPANDER]].concat();
+        let projector =
+            self.projector.map(|shape| Projector::from_parameters(shape, parameters.swap_remove(PROJECTOR)));
+        Ok(InstructParts { adapter, expander, projector, optimizers })
     }
 
     /// Trains on one global batch, of which each rank runs its own rows. All ranks take the same step.
@@ -127,20 +108,15 @@ impl InstructTrainer {
         // The global batch decides, so that a rank without rows of its own takes the same step.
         let with_slots = !input.teacher.is_empty();
         let counts: Vec<usize> = input.examples.iter().map(|example| example.slots.len()).collect();
-        let slots = match with_slots && !input.own.is_empty() {
-            true => Some(self.slots(input.vectors, counts.iter().sum())?),
-            false => None,
-        };
+        let has_slots = with_slots && !input.own.is_empty();
+        let slots = has_slots.then(|| self.slots(input.vectors, counts.iter().sum())).transpose()?;
         let due = with_slots && self.weights.usage.is_due(input.step);
         let pass = Pass {
             decoder,
             shape: &self.adapter,
-            adapter: Adapter::of_tensor(&self.adapter, self.of_adapter.parameters()?),
+            adapter: Adapter::of_tensor(&self.adapter, self.groups[LORA].parameters()?),
             input,
-            slots: match &slots {
-                Some(slots) => Some(slots.tape.slots.to_dtype(self.dtype)?),
-                None => None,
-            },
+            slots: slots.as_ref().map(|slots| slots.tape.slots.to_dtype(self.dtype)).transpose()?,
             due,
         };
         let sums = self.runs.all(&pass, collective, (&mut clock, &mut seconds))?;
@@ -156,17 +132,17 @@ impl InstructTrainer {
             }
             false => Tensor::ones(1, DType::F32, &self.device)?,
         };
-        let slots = match with_slots {
-            true => Some(self.slot_gradients(input, slots.map(|slots| (slots, counts)), &sums, &factor, collective)?),
-            false => None,
-        };
-        let by_adapter = flat(&sums.layers)?.broadcast_mul(&factor)?;
-        let mut squares = sum_of_squares(&by_adapter, PIECE)?;
-        for part in slots.iter().flat_map(SlotGradients::parts) {
-            squares = (squares + sum_of_squares(part, PIECE)?)?;
+        let slots = slots.map(|slots| (slots, counts));
+        let slots = with_slots.then(|| self.slot_gradients(input, slots, &sums, &factor, collective)).transpose()?;
+        let (of_slots, slot_losses) = slots.unzip();
+        let mut gradients = vec![flat(&sums.layers)?.broadcast_mul(&factor)?];
+        gradients.extend(of_slots.into_iter().flatten());
+        let mut squares = sum_of_squares(&gradients[LORA], PIECE)?;
+        for gradient in &gradients[EXPANDER..] {
+            squares = (squares + sum_of_squares(gradient, PIECE)?)?;
         }
         let mut numbers = vec![sums.losses, squares.reshape(1)?];
-        numbers.extend(slots.as_ref().map(|slots| slots.losses.clone()));
+        numbers.extend(slot_losses);
         // The host waits for the device once, for the losses, before anything changes.
         let numbers: Vec<f32> = Tensor::cat(&numbers, 0)?.to_vec1()?;
         seconds.backward += clock.lap();
@@ -178,13 +154,9 @@ impl InstructTrainer {
         check_finite(input.step, input.ids, losses.loss, grad_norm)?;
         let scale = clip_factor(grad_norm, self.weights.gradient_clip);
         let rates = &input.learning_rates;
-        self.of_adapter.step(&by_adapter, scale, rates.lora)?;
-        if let Some(slots) = slots {
-            self.of_expander.step(&slots.expander, scale, rates.expander)?;
-            self.of_scale.step(&slots.scale, scale, rates.scale)?;
-            if let (Some(by_projector), Some((_, moving))) = (slots.projector, &mut self.of_projector) {
-                moving.step(&by_projector, scale, rates.projector)?;
-            }
+        let rates = [rates.lora, rates.expander, rates.scale, rates.projector];
+        for ((group, gradient), rate) in self.groups.iter_mut().zip(&gradients).zip(rates) {
+            group.step(gradient, scale, rate)?;
         }
         seconds.optimizer += clock.lap();
         Ok(InstructOutcome { losses, grad_norm, seconds })
@@ -203,16 +175,12 @@ impl InstructTrainer {
         vectors: &[f32],
         answer_tokens: usize,
     ) -> Result<(f64, Option<f64>)> {
-        let slots = match vectors.is_empty() {
-            true => None,
-            false => {
-                let count = examples.iter().map(|example| example.slots.len()).sum();
-                Some(self.slots(vectors, count)?.tape.slots.to_dtype(self.dtype)?)
-            }
-        };
-        let adapter = Adapter::of_tensor(&self.adapter, self.of_adapter.parameters()?);
+        let count = examples.iter().map(|example| example.slots.len()).sum();
+        let slots = (!vectors.is_empty()).then(|| self.slots(vectors, count)).transpose()?;
+        let slots = slots.map(|slots| slots.tape.slots.to_dtype(self.dtype)).transpose()?;
+        let adapter = Adapter::of_tensor(&self.adapter, self.groups[LORA].parameters()?);
         let (sft, zero) = held_out_losses((decoder, &adapter), examples, answer_tokens, slots.as_ref())?;
-        let number = |loss: &Tensor| Ok::<_, crate::Error>(f64::from(loss.to_scalar::<f32>()?));
+        let number = |loss: &Tensor| loss.to_scalar::<f32>().map(f64::from);
         Ok((number(&sft)?, zero.as_ref().map(number).transpose()?))
     }
 
@@ -220,28 +188,25 @@ impl InstructTrainer {
     /// a text or of a sentence are its own and those of its windows.
     fn slots(&mut self, vectors: &[f32], count: usize) -> Result<Slots> {
         let rows = count / self.shape.slots;
-        let width = match &self.of_projector {
-            Some((shape, _)) => shape.input,
-            None => self.shape.width,
-        };
+        let width = self.projector.map_or(self.shape.width, |shape| shape.input);
         let each = vectors.len() / (rows * width);
         let vectors = self.staging.upload(vectors, (rows * each, width), &self.device)?;
-        let (projected, projector) = match &self.of_projector {
-            Some((shape, moving)) => {
-                let projector = Mlp::new(&shape.tensors(), &moving.parameters()?, self.dtype)?;
+        let (projected, projector) = match self.projector {
+            Some(shape) => {
+                let projector = Mlp::new(&shape.tensors(), &self.groups[PROJECTOR].parameters()?, self.dtype)?;
                 let tape = projector.forward(&vectors, None)?;
                 (tape.output.clone(), Some((projector, tape)))
             }
             None => (vectors, None),
         };
-        let parameters = (&self.of_scale.parameters()?, &self.of_expander.parameters()?);
+        let parameters = (&self.groups[SCALE].parameters()?, &self.groups[EXPANDER].parameters()?);
         let expansion = Expansion::new(self.shape, self.median_norm, parameters, self.dtype)?;
         Ok(Slots { tape: expansion.forward(&projected, each.saturating_sub(1))?, expansion, projector })
     }
 
-    /// Computes the losses of the slots and the gradients of their groups, summed over all ranks. A complete gradient
-    /// is sent while the rest is computed. A rank without rows contributes zeros. The slots come with their number in each
-    /// example.
+    /// Computes the gradients of the groups besides the adapter, each a flat buffer, and the losses of the slots, `[2]`, summed
+    /// over all ranks. A complete gradient is sent while the rest is computed. A rank without rows contributes zeros. The
+    /// slots come with their number in each example.
     fn slot_gradients(
         &mut self,
         input: &InstructInput<'_>,
@@ -249,18 +214,16 @@ impl InstructTrainer {
         sums: &Sums,
         factor: &Tensor,
         collective: &mut dyn Collective,
-    ) -> Result<SlotGradients> {
+    ) -> Result<(Vec<Tensor>, Tensor)> {
         let zeros = |count: usize| Tensor::zeros(count, DType::F32, &self.device);
         let mut sum = |part: &Tensor| collective.begin_all_reduce(part);
         let expander = zeros(padded(self.shape.parameter_count() - 1))?;
         let halves_of_expander = halves(&self.shape.mlp(), &expander)?;
-        let projector = match &self.of_projector {
-            Some((shape, _)) => {
-                let gradient = zeros(padded(shape.parameter_count()))?;
-                Some((halves(&shape.tensors(), &gradient)?, gradient))
-            }
-            None => None,
+        let gradient_of = |shape: ProjectorShape| -> Result<_> {
+            let gradient = zeros(padded(shape.parameter_count()))?;
+            Ok((halves(&shape.tensors(), &gradient)?, gradient))
         };
+        let projector = self.projector.map(gradient_of).transpose()?;
         let (losses, scale) = match slots {
             Some((slots, counts)) => {
                 let width = self.shape.width;
@@ -289,17 +252,8 @@ impl InstructTrainer {
             }
         };
         collective.settle()?;
-        Ok(SlotGradients {
-            losses,
-            expander,
-            scale: flat(&[scale])?,
-            projector: projector.map(|(_, gradient)| gradient),
-        })
-    }
-}
-
-impl SlotGradients {
-    fn parts(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.expander, &self.scale].into_iter().chain(&self.projector)
+        let mut gradients = vec![expander, flat(&[scale])?];
+        gradients.extend(projector.map(|(_, gradient)| gradient));
+        Ok((gradients, losses))
     }
 }
