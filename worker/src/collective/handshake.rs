@@ -1,8 +1,9 @@
 //! Connects the ranks of a gang, and refuses callers that do not belong to it.
 //!
-//! Each rank dials some others and identifies itself. The others listen, and answer with a verdict. A caller of another generation, out of place, or without the gang's secret is refused, and the listener
-//! continues to wait. Both sides prove that they know the secret without sending it, by an HMAC over the messages, the
-//! listener's rank and the caller's nonce. In a sealed gang, each side also sends its part of Noise's handshake.
+//! Each rank dials some others and identifies itself. The others listen, and answer with a verdict. A caller of another
+//! generation, out of place, or without the gang's secret is refused, and the listener continues to wait. Both sides
+//! prove that they know the secret without sending it, by an HMAC over the messages, the listener's rank and the caller's
+//! nonce. In a sealed gang, each side also sends its part of Noise's handshake.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
