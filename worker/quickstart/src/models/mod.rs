@@ -59,40 +59,22 @@ impl Shape {
     };
 
     /// The decoder `random`.
-    pub const DECODER: Self = Self {
-        hidden_size: 192,
-        intermediate_size: 512,
-        layers: 2,
-        heads: 12,
-        kv_heads: 4,
-        head_dim: 16,
-        vocab_size: 1_500,
-        positions: 0,
-    };
+    pub const DECODER: Self = Self { kv_heads: 4, vocab_size: 1_500, positions: 0, ..Self::ENCODER };
 
     /// The encoder `tiny`, small enough to be shipped.
     pub const PRETRAINED_ENCODER: Self = Self {
         hidden_size: 128,
         intermediate_size: 384,
-        layers: 2,
         heads: 8,
         kv_heads: 8,
-        head_dim: 16,
         vocab_size: 1_000,
         positions: 258,
+        ..Self::ENCODER
     };
 
     /// The decoder `tiny`.
-    pub const PRETRAINED_DECODER: Self = Self {
-        hidden_size: 128,
-        intermediate_size: 160,
-        layers: 3,
-        heads: 8,
-        kv_heads: 8,
-        head_dim: 16,
-        vocab_size: 900,
-        positions: 0,
-    };
+    pub const PRETRAINED_DECODER: Self =
+        Self { intermediate_size: 160, layers: 3, vocab_size: 900, positions: 0, ..Self::PRETRAINED_ENCODER };
 }
 
 /// Returns the encoder `tiny`.

@@ -4,12 +4,11 @@
 //! billions of distinct sentences, each with one translation. Every variable part (who, what, how many, what kind,
 //! where, when) is expressed on both sides.
 
-mod lesson;
 mod lexicon;
 mod lexicon_more;
 mod scene;
+mod shapes;
 mod shuffle;
-mod wording;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -21,7 +20,8 @@ use llink_datasets::clean::FOREIGN_PLACEHOLDER;
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::{Error, Result};
 
-use scene::{Scene, Shape, WEIGHTS};
+use scene::Scene;
+use shapes::{SHAPES, Shape};
 use shuffle::{Shuffle, mix};
 
 /// The value that a job writes in place of a URL to get a made-up corpus; also the `source` of such rows.
@@ -35,8 +35,8 @@ const MOST_CHARS: usize = 250;
 /// Returns the number of distinct pairs.
 #[must_use]
 pub fn most_pairs() -> u64 {
-    let block: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
-    WEIGHTS.iter().map(|(shape, weight)| shape.size() / weight * block).min().unwrap_or(0)
+    let block: u64 = SHAPES.iter().map(|shape| shape.weight).sum();
+    SHAPES.iter().map(|shape| shape.size() / shape.weight * block).min().unwrap_or(0)
 }
 
 /// Returns the number of distinct instruction examples.
@@ -112,16 +112,16 @@ fn write_instructions(path: &Path, rows: u64, seed: u64) -> std::io::Result<()> 
 /// All scenes in the order of a seed. Each block holds every shape as often as its weight says.
 struct Scenes {
     seed: u64,
-    /// For each place of a block: the shape, its shuffle, and the number of its first place in a block.
-    block: Vec<(Shape, Shuffle, u64, u64)>,
+    /// For each place of a block: the shape, its shuffle, and the number of the place among those of the shape.
+    block: Vec<(&'static Shape, Shuffle, u64)>,
 }
 
 impl Scenes {
     fn new(seed: u64) -> Self {
         let mut block = Vec::new();
-        for (number, (shape, weight)) in (0_u64..).zip(WEIGHTS) {
+        for (number, shape) in (0_u64..).zip(SHAPES) {
             let shuffle = Shuffle::new(shape.size(), mix(seed ^ mix(number)));
-            block.extend((0..weight).map(|place| (shape, shuffle, place, weight)));
+            block.extend((0..shape.weight).map(|place| (shape, shuffle, place)));
         }
         Self { seed, block }
     }
@@ -131,8 +131,8 @@ impl Scenes {
         let (block, place) = (index / size, index % size);
         // Each block is rotated by another offset, so that a shape's places follow no pattern.
         let place = (place + mix(self.seed ^ mix(block))) % size;
-        let (shape, shuffle, place, weight) = self.block[place as usize];
-        shape.scene(shuffle.at(block * weight + place))
+        let (shape, shuffle, place) = self.block[place as usize];
+        shape.scene(shuffle.at(block * shape.weight + place))
     }
 }
 
@@ -179,12 +179,11 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
     let (task, instruction, answer) = match row % 4 {
         0 => ("translate", TRANSLATE[wording].to_owned(), english_ref.clone()),
         1 => {
-            let gists: Vec<_> = told.iter().map(|scene| scene.lesson().gist).collect();
+            let gists: Vec<_> = told.iter().map(Scene::gist).collect();
             ("summarize", SUMMARIZE[wording].to_owned(), gists.join(" "))
         }
         2 => {
-            let facts = told[0].lesson().facts;
-            let points: Vec<_> = facts.iter().map(|(label, value)| format!("- {label}: {value}")).collect();
+            let points: Vec<_> = told[0].facts().map(|fact| format!("- {fact}")).collect();
             ("bullet_points", BULLET_POINTS[wording].to_owned(), points.join("\n"))
         }
         _ => {
@@ -204,7 +203,7 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
 
 /// Returns a question about one of the scenes whose answer no other scene gives.
 fn question(told: &[Scene], chance: u64) -> (String, String) {
-    let mut questions: Vec<(String, String)> = told.iter().flat_map(|scene| scene.lesson().questions).collect();
+    let mut questions: Vec<(String, String)> = told.iter().flat_map(Scene::questions).collect();
     let asked = questions.clone();
     questions.retain(|(question, _)| asked.iter().filter(|(other, _)| other == question).count() == 1);
     let choice = chance as usize % questions.len().max(1);

@@ -1,123 +1,43 @@
-//! The scenes of the sample corpus: ten sentence shapes, and a number for each scene of a shape.
+//! The scenes of the sample corpus: a number for each scene of a shape, and its texts in both languages.
 
-use super::lexicon::{NOUN_CLASSES, Noun, PAST_TIMES, PEOPLE, PLACES, TIMES, VERBS, Verb, Word};
-use super::lexicon_more::{ACTIONS, CITIES, COMPANIONS, NUMBERS, OF_PEOPLE, VEHICLES, WEATHER};
+use super::lexicon::{NOUN_CLASSES, VERBS, Word};
+use super::lexicon_more::NUMBERS;
+use super::shapes::Shape;
 
-/// The shape of a sentence. Each has so many sentences that a corpus uses a small part of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    Present,
-    Past,
-    Question,
-    Gift,
-    Price,
-    Presence,
-    Comparison,
-    Weather,
-    Travel,
-    Sequence,
+/// A variable part of a sentence, with the names by which texts call it.
+pub(super) enum Part {
+    /// A word of a list.
+    Word(&'static str, &'static [Word]),
+    /// Two different words of a list.
+    Two([&'static str; 2], &'static [Word]),
+    /// A verb: `verb` (buy), `verbs` (buys), `past` (bought).
+    Verb,
+    /// Things of one kind: `noun` (mangoes), `kind` (big mangoes), `count` (12), `things` (12 big mangoes).
+    Things,
+    /// A number of a list.
+    Number(&'static str, &'static [u64]),
+    /// A number from the first to the second in steps of the third.
+    Range(&'static str, u64, u64, u64),
 }
 
-/// The shapes, and the number of sentences of each in a block.
-pub(super) const WEIGHTS: [(Shape, u64); 10] = [
-    (Shape::Present, 5),
-    (Shape::Past, 3),
-    (Shape::Question, 2),
-    (Shape::Gift, 2),
-    (Shape::Price, 2),
-    (Shape::Comparison, 2),
-    (Shape::Presence, 1),
-    (Shape::Weather, 1),
-    (Shape::Travel, 1),
-    (Shape::Sequence, 1),
-];
-
-/// A number of things of one kind.
-#[derive(Clone, Copy)]
-pub(super) struct Things {
-    pub noun: &'static Noun,
-    pub adjective: &'static Word,
-    pub number: u64,
+impl Part {
+    /// Returns the number of its values.
+    fn size(&self) -> u64 {
+        match self {
+            Self::Word(_, words) => words.len() as u64,
+            Self::Two(_, words) => (words.len() * (words.len() - 1)) as u64,
+            Self::Verb => VERBS.len() as u64,
+            Self::Things => kinds() * NUMBERS.len() as u64,
+            Self::Number(_, numbers) => numbers.len() as u64,
+            Self::Range(_, first, last, step) => (last - first) / step + 1,
+        }
+    }
 }
 
-/// An action of a person on some things.
-#[derive(Clone, Copy)]
-pub(super) struct Deed {
-    pub who: &'static Word,
-    pub verb: &'static Verb,
-    pub things: Things,
-    pub place: &'static Word,
-    pub time: &'static Word,
+/// Returns the number of pairs of noun and adjective.
+fn kinds() -> u64 {
+    NOUN_CLASSES.iter().map(|class| (class.nouns.len() * class.adjectives.len()) as u64).sum()
 }
-
-/// Two different people.
-pub(super) type Two = (&'static Word, &'static Word);
-
-/// The content of one sentence.
-#[derive(Clone, Copy)]
-pub(super) enum Scene {
-    Present(Deed),
-    Past(Deed),
-    Question(Deed),
-    Gift {
-        people: Two,
-        things: Things,
-        place: &'static Word,
-        time: &'static Word,
-    },
-    Price {
-        things: Things,
-        riel: u64,
-        place: &'static Word,
-        time: &'static Word,
-    },
-    Presence {
-        things: Things,
-        place: &'static Word,
-        time: &'static Word,
-    },
-    Comparison {
-        people: Two,
-        things: Things,
-        degree: &'static Word,
-        place: &'static Word,
-        time: &'static Word,
-    },
-    Weather {
-        weather: &'static Word,
-        degrees: u64,
-        person: &'static Word,
-        action: &'static Word,
-        place: &'static Word,
-        time: &'static Word,
-    },
-    Travel {
-        who: &'static Word,
-        cities: Two,
-        vehicle: &'static Word,
-        companions: &'static Word,
-        adjective: &'static Word,
-        number: u64,
-        time: &'static Word,
-    },
-    Sequence {
-        people: Two,
-        actions: [&'static Word; 2],
-        minutes: u64,
-        order: &'static Word,
-        place: &'static Word,
-        time: &'static Word,
-    },
-}
-
-const DEGREES: [Word; 2] = [("more", "ច្រើនជាង"), ("fewer", "តិចជាង")];
-const ORDERS: [Word; 2] = [("before", "មុនពេល"), ("after", "ក្រោយពេល")];
-/// Prices are 500, 1000, … riel.
-const PRICES: u64 = 40;
-const COLDEST: u64 = 18;
-const TEMPERATURES: u64 = 23;
-/// Durations are 5, 10, … minutes.
-const DURATIONS: u64 = 12;
 
 /// The digits of a number in a mixed radix.
 struct Digits(u64);
@@ -132,117 +52,133 @@ impl Digits {
     fn of<T>(&mut self, list: &'static [T]) -> &'static T {
         &list[self.below(list.len() as u64) as usize]
     }
-
-    fn two(&mut self, list: &'static [Word]) -> Two {
-        let first = self.below(list.len() as u64) as usize;
-        let second = self.below(list.len() as u64 - 1) as usize;
-        (&list[first], &list[second + usize::from(second >= first)])
-    }
-
-    fn things(&mut self) -> Things {
-        let mut kind = self.below(kinds());
-        let number = *self.of(NUMBERS);
-        for class in NOUN_CLASSES {
-            let adjectives = class.adjectives.len() as u64;
-            let size = class.nouns.len() as u64 * adjectives;
-            if kind < size {
-                let noun = &class.nouns[(kind / adjectives) as usize];
-                return Things { noun, adjective: &class.adjectives[(kind % adjectives) as usize], number };
-            }
-            kind -= size;
-        }
-        unreachable!("`kinds` is the sum of the classes' sizes")
-    }
-
-    fn deed(&mut self, times: &'static [Word]) -> Deed {
-        Deed {
-            who: self.of(PEOPLE),
-            verb: self.of(VERBS),
-            things: self.things(),
-            place: self.of(PLACES),
-            time: self.of(times),
-        }
-    }
-}
-
-/// Returns the number of pairs of noun and adjective.
-fn kinds() -> u64 {
-    NOUN_CLASSES.iter().map(|class| (class.nouns.len() * class.adjectives.len()) as u64).sum()
 }
 
 impl Shape {
     /// Returns the number of sentences of this shape.
-    pub(super) fn size(self) -> u64 {
-        let of = |words: &[Word]| words.len() as u64;
-        let things = kinds() * NUMBERS.len() as u64;
-        let two = |words: &[Word]| of(words) * (of(words) - 1);
-        let deed = of(PEOPLE) * VERBS.len() as u64 * things * of(PLACES);
-        let setting = of(PLACES) * of(TIMES);
-        match self {
-            Self::Present | Self::Question => deed * of(TIMES),
-            Self::Past => deed * of(PAST_TIMES),
-            Self::Gift => two(PEOPLE) * things * setting,
-            Self::Price => things * PRICES * setting,
-            Self::Presence => things * setting,
-            Self::Comparison => two(PEOPLE) * things * of(&DEGREES) * setting,
-            Self::Weather => of(WEATHER) * TEMPERATURES * of(PEOPLE) * of(ACTIONS) * setting,
-            Self::Travel => {
-                let company = of(COMPANIONS) * of(OF_PEOPLE) * NUMBERS.len() as u64;
-                of(PEOPLE) * two(CITIES) * of(VEHICLES) * company * of(TIMES)
-            }
-            Self::Sequence => two(PEOPLE) * of(ACTIONS) * of(ACTIONS) * DURATIONS * of(&ORDERS) * setting,
-        }
+    pub(super) fn size(&self) -> u64 {
+        self.parts.iter().map(Part::size).product()
     }
 
     /// Returns the `index`-th scene of this shape. Different indexes below [`Self::size`] give different scenes.
-    pub(super) fn scene(self, index: u64) -> Scene {
-        let mut d = Digits(index);
-        match self {
-            Self::Present => Scene::Present(d.deed(TIMES)),
-            Self::Past => Scene::Past(d.deed(PAST_TIMES)),
-            Self::Question => Scene::Question(d.deed(TIMES)),
-            Self::Gift => {
-                Scene::Gift { people: d.two(PEOPLE), things: d.things(), place: d.of(PLACES), time: d.of(TIMES) }
+    pub(super) fn scene(&'static self, index: u64) -> Scene {
+        let mut scene = Scene { shape: self, words: Vec::new() };
+        let mut digits = Digits(index);
+        self.parts.iter().for_each(|part| scene.add(part, &mut digits));
+        scene
+    }
+}
+
+/// The content of one sentence.
+pub(super) struct Scene {
+    shape: &'static Shape,
+    /// The names in the shape's texts, with the English and the Khmer that they mean.
+    words: Vec<(&'static str, [String; 2])>,
+}
+
+impl Scene {
+    fn add(&mut self, part: &Part, digits: &mut Digits) {
+        let mut say = |name, english: &str, khmer: &str| self.words.push((name, [english.into(), khmer.into()]));
+        let mut say_number = |name, number: u64| say(name, &number.to_string(), &khmer_digits(number));
+        match *part {
+            Part::Number(name, numbers) => say_number(name, *digits.of(numbers)),
+            Part::Range(name, first, _, step) => say_number(name, first + step * digits.below(part.size())),
+            Part::Word(name, words) => {
+                let (english, khmer) = digits.of(words);
+                say(name, english, khmer);
             }
-            Self::Price => Scene::Price {
-                things: d.things(),
-                riel: 500 * (d.below(PRICES) + 1),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
-            Self::Presence => Scene::Presence { things: d.things(), place: d.of(PLACES), time: d.of(TIMES) },
-            Self::Comparison => Scene::Comparison {
-                people: d.two(PEOPLE),
-                things: d.things(),
-                degree: d.of(&DEGREES),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
-            Self::Weather => Scene::Weather {
-                weather: d.of(WEATHER),
-                degrees: COLDEST + d.below(TEMPERATURES),
-                person: d.of(PEOPLE),
-                action: d.of(ACTIONS),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
-            Self::Travel => Scene::Travel {
-                who: d.of(PEOPLE),
-                cities: d.two(CITIES),
-                vehicle: d.of(VEHICLES),
-                companions: d.of(COMPANIONS),
-                adjective: d.of(OF_PEOPLE),
-                number: *d.of(NUMBERS),
-                time: d.of(TIMES),
-            },
-            Self::Sequence => Scene::Sequence {
-                people: d.two(PEOPLE),
-                actions: [d.of(ACTIONS), d.of(ACTIONS)],
-                minutes: 5 * (d.below(DURATIONS) + 1),
-                order: d.of(&ORDERS),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
+            Part::Two(names, words) => {
+                let first = digits.below(words.len() as u64) as usize;
+                let second = digits.below(words.len() as u64 - 1) as usize;
+                for (name, at) in names.into_iter().zip([first, second + usize::from(second >= first)]) {
+                    say(name, words[at].0, words[at].1);
+                }
+            }
+            Part::Verb => {
+                let verb = digits.of(VERBS);
+                for (name, english) in [("verb", verb.base), ("verbs", verb.present), ("past", verb.past)] {
+                    say(name, english, verb.khmer);
+                }
+            }
+            Part::Things => {
+                let kind = digits.below(kinds()) as usize;
+                let mut pairs = NOUN_CLASSES.iter().flat_map(|class| {
+                    class.nouns.iter().flat_map(|noun| class.adjectives.iter().map(move |adjective| (noun, adjective)))
+                });
+                let (noun, adjective) = pairs.nth(kind).expect("a digit is below the number of kinds");
+                let number = *digits.of(NUMBERS);
+                let khmer_kind = format!("{}{}", noun.khmer, adjective.1);
+                let khmer_count = format!("{} {}", khmer_digits(number), noun.classifier);
+                let khmer_count = khmer_count.trim_end();
+                let kind = format!("{} {}", adjective.0, noun.english);
+                say("noun", noun.english, noun.khmer);
+                say("count", &number.to_string(), khmer_count);
+                say("things", &format!("{number} {kind}"), &format!("{khmer_kind} {khmer_count}"));
+                say("kind", &kind, &khmer_kind);
+            }
         }
+    }
+
+    /// Returns a text of the shape with the words of a language, 0 or 1, in place of their names.
+    fn said(&self, text: &str, language: usize) -> String {
+        let mut pieces = text.split('{');
+        let mut said = pieces.next().unwrap_or_default().to_owned();
+        for (name, rest) in pieces.filter_map(|piece| piece.split_once('}')) {
+            let (_, words) =
+                self.words.iter().find(|(known, _)| *known == name).expect("texts name their shape's parts");
+            said.push_str(&words[language]);
+            said.push_str(rest);
+        }
+        said
+    }
+
+    /// Returns the English sentence.
+    pub(super) fn english(&self) -> String {
+        capitalised(self.said(self.shape.english, 0))
+    }
+
+    /// Returns the Khmer sentence.
+    pub(super) fn khmer(&self) -> String {
+        self.said(self.shape.khmer, 1)
+    }
+
+    /// Returns a one-sentence summary.
+    pub(super) fn gist(&self) -> String {
+        capitalised(self.said(self.shape.gist, 0))
+    }
+
+    /// Returns the facts, such as `who: the farmer`.
+    pub(super) fn facts(&self) -> impl Iterator<Item = String> {
+        self.shape.facts.iter().map(|fact| self.said(fact, 0))
+    }
+
+    /// Returns questions with their exact answers.
+    pub(super) fn questions(&self) -> impl Iterator<Item = (String, String)> {
+        let questions = self.shape.questions.iter();
+        questions.map(|(question, answer)| (capitalised(self.said(question, 0)), self.said(answer, 0)))
+    }
+}
+
+/// Returns the text with its first letter in upper case.
+fn capitalised(mut text: String) -> String {
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    text
+}
+
+/// Writes a number in Khmer digits, U+17E0..U+17E9.
+fn khmer_digits(number: u64) -> String {
+    let digits = number.to_string();
+    digits.bytes().filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0'))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_khmer_digits() {
+        assert_eq!(khmer_digits(120), "១២០");
     }
 }

@@ -1,5 +1,7 @@
 //! A seeded shuffle of 0..size that needs no memory: each element is computed alone.
 
+use crate::normal;
+
 /// A permutation of `0..size`. It is a Feistel network on the smallest even number of bits that hold the range. It is
 /// repeated until the result lies inside, on average a few times at most.
 #[derive(Debug, Clone, Copy)]
@@ -37,10 +39,7 @@ impl Shuffle {
 
 /// Returns a 64-bit hash of a 64-bit number (the finalizer of SplitMix64, after one step).
 pub(super) fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    normal::mix(value.wrapping_add(0x9E37_79B9_7F4A_7C15))
 }
 
 #[cfg(test)]
