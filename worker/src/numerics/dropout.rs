@@ -27,14 +27,12 @@ pub struct RowMask {
 
 impl Dropout {
     /// Returns the dropout of one step. `probability` is in [0, 1).
-    #[must_use]
     pub fn new(probability: f64, seed: u64, step: u64) -> Self {
         let threshold = (probability * f64::from(u32::MAX)) as u32;
         Self { threshold, scale: (1.0 / (1.0 - probability)) as f32, seed, step }
     }
 
     /// Returns the mask of the row of pair `id`.
-    #[must_use]
     pub fn row(&self, id: u64) -> RowMask {
         let key = key(&[self.seed, self.step, id]);
         RowMask { threshold: self.threshold, scale: self.scale, key: key as u32, salt: (key >> 32) as u32 }
@@ -44,7 +42,6 @@ impl Dropout {
 impl RowMask {
     /// Returns the factor of a column: 0, or the scale that keeps the mean.
     #[inline(always)]
-    #[must_use]
     pub fn factor(&self, column: u32) -> f32 {
         // This is "lowbias32" by Chris Wellons with the key added. It has three multiplications, so loops over columns
         // vectorize.
@@ -54,18 +51,14 @@ impl RowMask {
         x ^= x >> 16;
         if x < self.threshold { 0.0 } else { self.scale }
     }
-}
 
-impl RowMask {
     /// Returns the key of this row in two words.
-    #[must_use]
     pub const fn key(&self) -> [u32; 2] {
         [self.key, self.salt]
     }
 
     /// Returns the threshold below which a column is dropped, and the factor of the others. All rows of a step share
     /// them.
-    #[must_use]
     pub const fn constants(&self) -> (u32, f32) {
         (self.threshold, self.scale)
     }

@@ -14,7 +14,6 @@ const LANES: usize = 32;
 const TASK: usize = 1 << 16;
 
 /// Returns the number of rows of `width` values that a parallel task should take. A small input is one task.
-#[must_use]
 pub fn rows_per_task(rows: usize, width: usize) -> usize {
     let tasks = (rows * width / TASK).clamp(1, 4 * rayon::current_num_threads());
     rows.div_ceil(tasks).max(1)
@@ -22,7 +21,6 @@ pub fn rows_per_task(rows: usize, width: usize) -> usize {
 
 /// Computes e^x to about 2 units in the last place. Results are at least 2^-126.
 #[inline(always)]
-#[must_use]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 · 2^23 rounds to the nearest integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -44,7 +42,6 @@ pub fn exp(x: f32) -> f32 {
 ///
 /// Φ is formula 7.1.26 of Abramowitz and Stegun. Its exponential also gives the density.
 #[inline(always)]
-#[must_use]
 pub fn gelu(x: f32) -> (f32, f32) {
     let exponential = exp(-0.5 * x * x);
     let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
@@ -81,13 +78,10 @@ pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
 
 vectorized! {
     /// Computes the dot product of two vectors.
-    #[must_use]
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         reduce(a, b, |a, b| a * b)
     }
-}
 
-vectorized! {
     /// Writes `row / max(|row|, 1e-12)` and returns `|row|`.
     pub fn normalize(row: &[f32], out: &mut [f32]) -> f32 {
         let norm = reduce(row, row, |a, b| a * b).sqrt();
@@ -97,9 +91,7 @@ vectorized! {
         }
         norm
     }
-}
 
-vectorized! {
     /// Turns the gradient of one row's normalized vector x / |x|, given as `unit`, into the gradient of x, in place.
     pub fn through_normalization(gradient: &mut [f32], unit: &[f32], inverse_norm: f32) {
         let along = -reduce(gradient, unit, |by, x| by * x) * inverse_norm;
@@ -107,36 +99,28 @@ vectorized! {
             *by = *by * inverse_norm + along * x;
         }
     }
-}
 
-vectorized! {
     /// Computes `sums += values`.
     pub fn add(sums: &mut [f32], values: &[f32]) {
         for (sum, x) in sums.iter_mut().zip(values) {
             *sum += x;
         }
     }
-}
 
-vectorized! {
     /// Computes `sums += values · factors` elementwise.
     pub fn add_product(sums: &mut [f32], values: &[f32], factors: &[f32]) {
         for ((sum, x), factor) in sums.iter_mut().zip(values).zip(factors) {
             *sum += x * factor;
         }
     }
-}
 
-vectorized! {
     /// Computes `values *= factors` elementwise.
     pub fn multiply(values: &mut [f32], factors: &[f32]) {
         for (x, factor) in values.iter_mut().zip(factors) {
             *x *= factor;
         }
     }
-}
 
-vectorized! {
     /// Computes `out = values - others` elementwise.
     pub fn subtract(out: &mut [f32], values: &[f32], others: &[f32]) {
         for ((out, x), other) in out.iter_mut().zip(values).zip(others) {

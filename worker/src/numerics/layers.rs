@@ -26,9 +26,7 @@ vectorized! {
             }
         }
     }
-}
 
-vectorized! {
     /// Normalizes one row and returns 1 / deviation. `x` holds the product with the weights and is left normalized. `y`
     /// is the output.
     pub(crate) fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {

@@ -20,7 +20,6 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// When `values` has another length.
-    #[must_use]
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
@@ -30,7 +29,6 @@ impl<'a> Matrix<'a> {
     ///
     /// # Panics
     /// When a row ends beyond `values`.
-    #[must_use]
     pub fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(
             columns <= stride && rows.saturating_sub(1) * stride + columns <= values.len(),
@@ -40,7 +38,6 @@ impl<'a> Matrix<'a> {
     }
 
     /// Returns the transpose, a view of the same values.
-    #[must_use]
     pub const fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -61,7 +58,6 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Returns a target that fills the whole buffer with rows of `columns`.
-    #[must_use]
     pub const fn new(values: &'a mut [f32], columns: usize) -> Self {
         Self { values, stride: columns }
     }
@@ -70,32 +66,22 @@ impl<'a> Target<'a> {
     ///
     /// # Panics
     /// When `first` is beyond the buffer.
-    #[must_use]
     pub fn columns_from(values: &'a mut [f32], width: usize, first: usize) -> Self {
         Self { values: &mut values[first..], stride: width }
     }
 }
 
-/// Writes `left · right` to `target`. A large product uses all of rayon's threads.
-///
-/// # Panics
-/// When the shapes of the factors and the target do not match.
+/// Writes `left · right` to `target`. See [`multiply_into`].
 pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
     multiply_into(left, right, target, Existing::Overwritten, 1.0);
 }
 
-/// Adds `factor · left · right` to `target`. See also [`matmul`].
-///
-/// # Panics
-/// When the shapes of the factors and the target do not match.
+/// Adds `factor · left · right` to `target`. See [`multiply_into`].
 pub fn matmul_add(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, factor: f32) {
     multiply_into(left, right, target, Existing::Kept, factor);
 }
 
 /// Does what [`multiply_into`] does on this thread alone, for products that are computed in parallel with each other.
-///
-/// # Panics
-/// When the shapes of the factors and the target do not match.
 pub fn multiply_on_one_thread(
     left: Matrix<'_>,
     right: Matrix<'_>,
@@ -115,15 +101,15 @@ pub enum Existing {
     Kept,
 }
 
-/// Writes `factor · left · right` to `target`, or adds it to the values of `target`.
+/// Writes `factor · left · right` to `target`, or adds it to the values of `target`. A large product uses all of rayon's
+/// threads.
 ///
 /// # Panics
-/// When the shapes of the factors and the target do not match.
+/// When the shapes of the factors and the target do not match, here and in the other forms.
 pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
-    let parallelism = if left.rows * right.columns * left.columns < PARALLEL_FROM {
-        Parallelism::None
-    } else {
-        Parallelism::Rayon(0)
+    let parallelism = match left.rows * right.columns * left.columns {
+        ..PARALLEL_FROM => Parallelism::None,
+        _ => Parallelism::Rayon(0),
     };
     multiply(left, right, target, existing, factor, parallelism);
 }

@@ -41,18 +41,14 @@ vectorized! {
             *max = if *x > *max { *x } else { *max };
         }
     }
-}
 
-vectorized! {
     /// Computes `sums += exp((row - maxima) · inverse)` elementwise.
     fn add_exponentials(sums: &mut [f32], row: &[f32], maxima: &[f32], inverse: f32) {
         for ((sum, x), max) in sums.iter_mut().zip(row).zip(maxima) {
             *sum += exp((x - max) * inverse);
         }
     }
-}
 
-vectorized! {
     /// Replaces one row of [s | h] by the sum of its softmax and, for the columns of s, the softmax along `columns`,
     /// both times `factor`.
     ///
@@ -77,9 +73,7 @@ vectorized! {
         }
         (max, sum)
     }
-}
 
-vectorized! {
     /// Replaces one row by its softmax times `factor`. Returns the row's maximum and Σ exp((x − maximum) / τ).
     pub(crate) fn softmax(row: &mut [f32], inverse_temperature: f32, factor: f32) -> (f32, f32) {
         let max = highest(row);

@@ -54,7 +54,7 @@ impl<'a> TensorFile<'a> {
     /// # Errors
     /// [`Error::Model`] when it is not a safetensors file.
     pub fn new(name: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        let failed = |error| Error::Model { path: name.into(), reason: format!("not a safetensors file: {error}") };
+        let failed = |error| Error::model(name, format!("not a safetensors file: {error}"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(failed)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(failed)?;
         Ok(Self { name, tensors, metadata: header.metadata().clone().unwrap_or_default() })
@@ -62,7 +62,7 @@ impl<'a> TensorFile<'a> {
 
     /// Returns an error about this file.
     pub fn error(&self, reason: impl Into<String>) -> Error {
-        Error::Model { path: self.name.into(), reason: reason.into() }
+        Error::model(self.name, reason)
     }
 
     /// Returns one of the file's strings.
@@ -82,8 +82,7 @@ impl<'a> TensorFile<'a> {
             let (shape, halves) = self.f16(tensor)?;
             return Ok((shape, halves.into_iter().map(f16::to_f32).collect()));
         }
-        let (shape, bytes) = self.bytes(tensor, Dtype::F32)?;
-        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
+        self.numbers(tensor, Dtype::F32, f32::from_le_bytes)
     }
 
     /// Returns the values of a tensor of 32-bit floats, or `None` if there is no such tensor.
@@ -91,37 +90,22 @@ impl<'a> TensorFile<'a> {
     /// # Errors
     /// [`Error::Model`] when it is of another type.
     pub fn optional_f32(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
-        match self.tensors.tensor(tensor) {
-            Ok(_) => Ok(Some(self.f32(tensor)?.1)),
-            Err(_) => Ok(None),
-        }
+        self.tensors.tensor(tensor).is_ok().then(|| Ok(self.f32(tensor)?.1)).transpose()
     }
 
-    /// Returns the shape and the values of a tensor of 16-bit floats.
-    ///
-    /// # Errors
-    /// [`Error::Model`] when it is missing or of another type.
+    /// Returns the shape and the values of a tensor of 16-bit floats. See [`TensorFile::f32`].
     pub fn f16(&self, tensor: &str) -> Result<(Vec<usize>, Vec<f16>)> {
-        let (shape, bytes) = self.bytes(tensor, Dtype::F16)?;
-        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect()))
+        self.numbers(tensor, Dtype::F16, f16::from_le_bytes)
     }
 
-    /// Returns the shape and the values of a tensor of unsigned integers.
-    ///
-    /// # Errors
-    /// [`Error::Model`] when it is missing or of another type.
+    /// Returns the shape and the values of a tensor of unsigned integers. See [`TensorFile::f32`].
     pub fn u64(&self, tensor: &str) -> Result<(Vec<usize>, Vec<u64>)> {
-        let (shape, bytes) = self.bytes(tensor, Dtype::U64)?;
-        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect()))
+        self.numbers(tensor, Dtype::U64, u64::from_le_bytes)
     }
 
-    /// Returns the shape and the values of a tensor of signed integers.
-    ///
-    /// # Errors
-    /// [`Error::Model`] when it is missing or of another type.
+    /// Returns the shape and the values of a tensor of signed integers. See [`TensorFile::f32`].
     pub fn i64(&self, tensor: &str) -> Result<(Vec<usize>, Vec<i64>)> {
-        let (shape, bytes) = self.bytes(tensor, Dtype::I64)?;
-        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()))
+        self.numbers(tensor, Dtype::I64, i64::from_le_bytes)
     }
 
     /// Returns the names of all tensors.
@@ -129,12 +113,18 @@ impl<'a> TensorFile<'a> {
         self.tensors.names().into_iter()
     }
 
-    fn bytes(&self, tensor: &str, dtype: Dtype) -> Result<(Vec<usize>, &'a [u8])> {
+    fn numbers<T, const N: usize>(
+        &self,
+        tensor: &str,
+        dtype: Dtype,
+        of_bytes: fn([u8; N]) -> T,
+    ) -> Result<(Vec<usize>, Vec<T>)> {
         let view = self.tensors.tensor(tensor).map_err(|_| self.error(format!("tensor `{tensor}` is missing")))?;
         if view.dtype() != dtype {
             return Err(self.error(format!("tensor `{tensor}` is {:?}, not {dtype:?}", view.dtype())));
         }
-        Ok((view.shape().to_vec(), view.data()))
+        let numbers = view.data().as_chunks().0.iter().map(|bytes| of_bytes(*bytes));
+        Ok((view.shape().to_vec(), numbers.collect()))
     }
 }
 

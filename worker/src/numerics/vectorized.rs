@@ -1,12 +1,12 @@
 //! A macro that compiles loops twice, for any processor and for one with AVX2. The processor decides at run time.
 
-/// Defines a function whose loops use 256-bit vectors where the processor has them. It has no fused multiply-add and
-/// sums over a fixed number of lanes, so both forms give the same bits.
+/// Defines functions whose loops use 256-bit vectors where the processor has them. They have no fused multiply-add and
+/// sum over a fixed number of lanes, so both forms give the same bits.
 ///
-/// Functions that the body calls are compiled this way only when they are inlined. Mark them `#[inline(always)]`, and
+/// Functions that a body calls are compiled this way only when they are inlined. Mark them `#[inline(always)]`, and
 /// keep closures small.
 macro_rules! vectorized {
-    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$meta])*
         $visibility fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
@@ -25,7 +25,7 @@ macro_rules! vectorized {
             }
             body($($argument),*)
         }
-    };
+    )*};
 }
 
 pub(crate) use vectorized;

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Values, edit, fused};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels::{self, exp};
 use crate::numerics::vectorized::vectorized;
@@ -24,8 +24,7 @@ pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !fused(&[gate, up]) {
         return Ok((gate.silu()? * up)?);
     }
-    let (gate_values, up) = (Values::of(gate)?, Values::of(up)?);
-    let (gate_values, up) = (gate_values.get()?, up.get()?);
+    let (gate_values, up) = (values(gate)?, values(up)?);
     let mut out = vec![0f32; gate_values.len()];
     out.par_chunks_mut(CHUNK)
         .zip(gate_values.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
@@ -42,8 +41,7 @@ pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Re
         let slope = (&sigmoid + &silu * (1.0 - &sigmoid)?)?;
         return Ok(((grad * up)?.mul(&slope)?, (grad * silu)?));
     }
-    let (gate, up_values, grad) = (Values::of(gate)?, Values::of(up)?, Values::of(grad)?);
-    let (gate, up_values, grad) = (gate.get()?, up_values.get()?, grad.get()?);
+    let (gate, up_values, grad) = (values(gate)?, values(up)?, values(grad)?);
     let (mut grad_gate, mut grad_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
     grad_gate.par_chunks_mut(CHUNK).zip(grad_up.par_chunks_mut(CHUNK)).enumerate().for_each(
         |(chunk, (grad_gate, grad_up))| {
@@ -64,17 +62,13 @@ vectorized! {
             *grad_up = grad * silu;
         }
     }
-}
 
-vectorized! {
     fn gelu_slice(x: &mut [f32]) {
         for x in x.iter_mut() {
             *x = kernels::gelu(*x).0;
         }
     }
-}
 
-vectorized! {
     fn silu_mul_slice(out: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
             *out = *g / (1.0 + exp(-*g)) * u;

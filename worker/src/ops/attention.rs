@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Values, fused};
+use super::{fused, values};
 use crate::Result;
 use crate::numerics::matrix::{Existing, Matrix, Target, multiply_on_one_thread};
 use crate::numerics::softmax::softmax;
@@ -39,21 +39,26 @@ pub(crate) struct AttentionSpans {
 
 /// The form of sequences for attention by tensor operations, which pads them to `[B, longest]`.
 pub(super) struct Padded {
-    queries: Places,
-    keys: Places,
+    pub(super) queries: Side,
+    pub(super) keys: Side,
     mask: Option<Tensor>, // [B or 1, 1, 1, Lq or 1, Lk], 0 or −∞, f32; `None` if every query attends to all keys
     pub(super) real: Option<Tensor>, // [B·Lq, 1], 1 for real queries, 0 for padding, f32; `None` without padding
-    pub(super) size: (usize, usize, usize),
 }
 
-/// The indices between packed and padded rows. `None` if all sequences have one length.
-struct Places(Option<(Tensor, Tensor)>);
+/// The queries or the keys of all sequences.
+pub(super) struct Side {
+    pub(super) batch: usize,
+    pub(super) longest: usize,
+    /// The indices from packed to padded rows and back. `None` if all sequences have one length.
+    places: Option<(Tensor, Tensor)>,
+}
 
-impl Places {
-    fn new(offsets: &[usize], longest: usize, device: &Device) -> Result<Self> {
+impl Side {
+    fn new(offsets: &[usize], device: &Device) -> Result<Self> {
         let batch = offsets.len() - 1;
+        let longest = offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         if offsets[batch] == batch * longest {
-            return Ok(Self(None));
+            return Ok(Self { batch, longest, places: None });
         }
         let mut from = vec![0u32; batch * longest]; // [B·L] row to read for each padded row; 0 for padding
         let mut to = Vec::with_capacity(offsets[batch]); // [T] padded row of each row
@@ -63,23 +68,17 @@ impl Places {
                 to.push((b * longest + i) as u32);
             }
         }
-        Ok(Self(Some((Tensor::from_vec(from, batch * longest, device)?, Tensor::new(to, device)?))))
+        Ok(Self { batch, longest, places: Some((Tensor::new(from, device)?, Tensor::new(to, device)?)) })
     }
 
     /// Maps `[T, width]` to `[B·L, width]`.
-    fn side_by_side(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.0 {
-            Some((from, _)) => Ok(x.index_select(from, 0)?),
-            None => Ok(x.clone()),
-        }
+    fn padded(&self, x: &Tensor) -> Result<Tensor> {
+        self.places.as_ref().map_or_else(|| Ok(x.clone()), |(from, _)| Ok(x.index_select(from, 0)?))
     }
 
     /// Maps `[B·L, width]` to `[T, width]`.
-    fn end_to_end(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.0 {
-            Some((_, to)) => Ok(x.index_select(to, 0)?),
-            None => Ok(x.clone()),
-        }
+    fn packed(&self, x: &Tensor) -> Result<Tensor> {
+        self.places.as_ref().map_or_else(|| Ok(x.clone()), |(_, to)| Ok(x.index_select(to, 0)?))
     }
 }
 
@@ -130,7 +129,7 @@ impl AttentionSpans {
             });
             return Ok(Tensor::stack(&means.collect::<Result<Vec<_>>>()?, 0)?);
         };
-        let ((batch, longest, _), width) = (padded.size, x.dim(1)?);
+        let Side { batch, longest, .. } = padded.queries;
         let mut shares = vec![0f32; batch * longest];
         for (b, w) in self.queries.windows(2).enumerate() {
             let rows = w[1] - w[0];
@@ -139,8 +138,8 @@ impl AttentionSpans {
             shares[b * longest..][taken].fill(share);
         }
         let shares = Tensor::from_vec(shares, (batch * longest, 1), x.device())?;
-        let rows = padded.queries.side_by_side(x)?.to_dtype(DType::F32)?.broadcast_mul(&shares)?;
-        Ok(rows.reshape((batch, longest, width))?.sum(1)?)
+        let rows = padded.queries.padded(x)?.to_dtype(DType::F32)?.broadcast_mul(&shares)?;
+        Ok(rows.reshape((batch, longest, x.dim(1)?))?.sum(1)?)
     }
 
     /// Returns the number of keys, out of `keys`, that query `i` of `queries` attends to.
@@ -154,22 +153,17 @@ impl AttentionSpans {
 
 impl Padded {
     fn new(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Self> {
-        let longest = |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
-        let (batch, lq, lk) = (queries.len() - 1, longest(queries), longest(keys));
-        let real = (queries[batch] < batch * lq).then(|| {
-            let mut real = vec![0f32; batch * lq];
+        let (of_queries, of_keys) = (Side::new(queries, device)?, Side::new(keys, device)?);
+        let Side { batch, longest, .. } = of_queries;
+        let real = of_queries.places.is_some().then(|| {
+            let mut real = vec![0f32; batch * longest];
             for (b, w) in queries.windows(2).enumerate() {
-                real[b * lq..b * lq + w[1] - w[0]].fill(1.0);
+                real[b * longest..b * longest + w[1] - w[0]].fill(1.0);
             }
-            Tensor::from_vec(real, (batch * lq, 1), device)
+            Tensor::from_vec(real, (batch * longest, 1), device)
         });
-        Ok(Self {
-            queries: Places::new(queries, lq, device)?,
-            keys: Places::new(keys, lk, device)?,
-            mask: mask(queries, keys, causality, device)?,
-            real: real.transpose()?,
-            size: (batch, lq, lk),
-        })
+        let mask = mask(queries, keys, causality, device)?;
+        Ok(Self { queries: of_queries, keys: of_keys, mask, real: real.transpose()? })
     }
 }
 
@@ -239,32 +233,33 @@ impl Attention {
             let values: Vec<&Tensor> = own.iter().map(|(_, v)| v).collect();
             return self.attend(q, &Tensor::cat(&keys, 0)?, &Tensor::cat(&values, 0)?, spans);
         }
-        let held = own.iter().map(|(k, v)| Ok((Values::of(k)?, Values::of(v)?)));
-        let held = held.collect::<Result<Vec<_>>>()?;
-        let own = held.iter().map(|(k, v)| Ok((k.get()?, v.get()?)));
-        self.fused_each(q, own.collect::<Result<_>>()?, spans)
+        let held = own.iter().map(|(k, v)| Ok((values(k)?, values(v)?))).collect::<Result<Vec<_>>>()?;
+        self.fused_each(q, held.iter().map(|(k, v)| (&**k, &**v)), spans)
     }
 
     fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
-        let (k, v) = (Values::of(k)?, Values::of(v)?);
-        let (k, v) = (k.get()?, v.get()?);
+        let (k, v) = (values(k)?, values(v)?);
         let width = self.kv_heads * self.head_dim;
         let rows = spans.keys.windows(2).map(|keys| keys[0] * width..keys[1] * width);
-        self.fused_each(q, rows.map(|rows| (&k[rows.clone()], &v[rows])).collect(), spans)
+        self.fused_each(q, rows.map(|rows| (&k[rows.clone()], &v[rows])), spans)
     }
 
-    fn fused_each(&self, q: &Tensor, own: Vec<(&[f32], &[f32])>, spans: &AttentionSpans) -> Result<Tensor> {
-        let q_values = Values::of(q)?;
-        let q_values = q_values.get()?;
+    fn fused_each<'a>(
+        &self,
+        q: &Tensor,
+        own: impl Iterator<Item = (&'a [f32], &'a [f32])>,
+        spans: &AttentionSpans,
+    ) -> Result<Tensor> {
+        let q_values = values(q)?;
         let width = self.heads * self.head_dim;
         let mut out = vec![0f32; q_values.len()];
-        let mut sequences = Vec::with_capacity(own.len());
         let mut rest = out.as_mut_slice();
-        for (queries, (k, v)) in spans.queries.windows(2).zip(own) {
-            let (out, others) = rest.split_at_mut((queries[1] - queries[0]) * width);
-            rest = others;
-            sequences.push((out, &q_values[queries[0] * width..queries[1] * width], k, v));
-        }
+        let sequences = spans.queries.windows(2).zip(own).map(|(queries, (k, v))| {
+            let queries = queries[0] * width..queries[1] * width;
+            let out = rest.split_off_mut(..queries.len()).expect("a row of the result for each query");
+            (out, &q_values[queries], k, v)
+        });
+        let sequences: Vec<_> = sequences.collect();
         sequences.into_par_iter().for_each_init(Vec::new, |scores, (out, q, k, v)| {
             self.attend_sequence(out, q, k, v, spans.causality, scores);
         });
@@ -303,7 +298,7 @@ impl Attention {
 
     /// Returns the first column of a query head, and that of its key head.
     pub(super) fn columns(&self, head: usize) -> (usize, usize) {
-        let key_head = head / (self.heads / self.kv_heads);
+        let key_head = head / self.group();
         (head * self.head_dim, key_head * self.head_dim)
     }
 
@@ -338,35 +333,40 @@ impl Attention {
     }
 
     fn composed(&self, q: &Tensor, k: &Tensor, v: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (q, k, v) =
-            (self.side_by_side(q, padded)?, self.keys_side_by_side(k, padded)?, self.keys_side_by_side(v, padded)?);
+        let [q, k, v] = self.side_by_side(q, k, v, padded)?;
         let out = self.weights(&q, &k, padded)?.to_dtype(v.dtype())?.matmul(&v)?;
-        self.end_to_end(&out, padded)
+        self.end_to_end(&out, &padded.queries, self.group())
     }
 
-    /// Maps query rows `[Tq, heads·head_dim]` to `[B, kv_heads, group·Lq, head_dim]`.
-    pub(super) fn side_by_side(&self, q: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, lq, _) = padded.size;
-        let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
-        Ok(padded
-            .queries
-            .side_by_side(q)?
-            .reshape((batch, lq, kv_heads, group, width))?
-            .permute((0, 2, 3, 1, 4))?
-            .reshape((batch, kv_heads, group * lq, width))?)
+    /// Maps query rows `[Tq, heads·head_dim]`, and key and value rows `[Tk, kv_heads·head_dim]`. See
+    /// [`Attention::apart`].
+    pub(super) fn side_by_side(&self, q: &Tensor, k: &Tensor, v: &Tensor, padded: &Padded) -> Result<[Tensor; 3]> {
+        let q = self.apart(q, &padded.queries, self.group())?;
+        Ok([q, self.apart(k, &padded.keys, 1)?, self.apart(v, &padded.keys, 1)?])
     }
 
-    /// Maps key or value rows `[Tk, kv_heads·head_dim]` to `[B, kv_heads, Lk, head_dim]`.
-    pub(super) fn keys_side_by_side(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, _, lk) = padded.size;
-        let x = padded.keys.side_by_side(x)?.reshape((batch, lk, self.kv_heads, self.head_dim))?;
-        Ok(x.transpose(1, 2)?.contiguous()?)
+    /// Maps rows `[T, kv_heads·group·head_dim]` to `[B, kv_heads, group·L, head_dim]`.
+    pub(super) fn apart(&self, x: &Tensor, side: &Side, group: usize) -> Result<Tensor> {
+        let (batch, longest, kv_heads, width) = (side.batch, side.longest, self.kv_heads, self.head_dim);
+        let x = side.padded(x)?.reshape((batch, longest, kv_heads, group, width))?.permute((0, 2, 3, 1, 4))?;
+        Ok(x.reshape((batch, kv_heads, group * longest, width))?)
+    }
+
+    /// Maps `[B, kv_heads, group·L, head_dim]` to rows `[T, kv_heads·group·head_dim]`.
+    pub(super) fn end_to_end(&self, x: &Tensor, side: &Side, group: usize) -> Result<Tensor> {
+        let (batch, longest, kv_heads, width) = (side.batch, side.longest, self.kv_heads, self.head_dim);
+        let x = x.reshape((batch, kv_heads, group, longest, width))?.permute((0, 3, 1, 2, 4))?;
+        side.packed(&x.reshape((batch * longest, kv_heads * group * width))?)
+    }
+
+    /// Returns the number of query heads that share a key head.
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads
     }
 
     /// Computes softmax(q·kᵀ / √head_dim) in f32, `[B, kv_heads, group·Lq, Lk]`.
     pub(super) fn weights(&self, q: &Tensor, k: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, lq, lk) = padded.size;
-        let group = self.heads / self.kv_heads;
+        let (batch, lq, lk, group) = (padded.queries.batch, padded.queries.longest, padded.keys.longest, self.group());
         let mut scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * f64::from(self.scale()))?;
         if let Some(mask) = &padded.mask {
             let apart = scores.reshape((batch, self.kv_heads, group, lq, lk))?;
@@ -378,24 +378,6 @@ impl Attention {
             candle_nn::ops::softmax_last_dim(&scores)?
         };
         Ok(weights.reshape((batch, self.kv_heads, group * lq, lk))?)
-    }
-
-    /// Maps `[B, kv_heads, group·Lq, head_dim]` to query rows `[Tq, heads·head_dim]`.
-    pub(super) fn end_to_end(&self, out: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, lq, _) = padded.size;
-        let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
-        let out = out
-            .reshape((batch, kv_heads, group, lq, width))?
-            .permute((0, 3, 1, 2, 4))? // [B, Lq, kv_heads, group, head_dim]
-            .reshape((batch * lq, self.heads * width))?;
-        padded.queries.end_to_end(&out)
-    }
-
-    /// Maps `[B, kv_heads, Lk, head_dim]` to key rows `[Tk, kv_heads·head_dim]`.
-    pub(super) fn keys_end_to_end(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, _, lk) = padded.size;
-        let x = x.transpose(1, 2)?.reshape((batch * lk, self.kv_heads * self.head_dim))?;
-        padded.keys.end_to_end(&x)
     }
 }
 

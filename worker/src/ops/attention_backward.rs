@@ -8,7 +8,7 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::attention::{Attention, AttentionSpans, Padded};
-use super::{Values, fused};
+use super::{fused, values};
 use crate::Result;
 use crate::numerics::kernels::reduce;
 use crate::numerics::matrix::{Existing, Matrix, Target, multiply_on_one_thread};
@@ -51,12 +51,12 @@ impl Attention {
         grad: &Tensor,
     ) -> Result<AttentionGradients> {
         let dtype = q.dtype();
-        let (q, k, v) =
-            (self.side_by_side(q, padded)?, self.keys_side_by_side(k, padded)?, self.keys_side_by_side(v, padded)?);
-        let mut grad = self.side_by_side(grad, padded)?;
+        let [q, k, v] = self.side_by_side(q, k, v, padded)?;
+        let mut grad = self.apart(grad, &padded.queries, self.group())?;
         if let Some(real) = &padded.real {
             // The gradient of padded queries must not reach keys and values.
-            grad = grad.broadcast_mul(&self.real_places(real, padded)?.to_dtype(dtype)?)?;
+            let real = real.reshape((padded.queries.batch, 1, padded.queries.longest, 1))?;
+            grad = grad.broadcast_mul(&real.repeat((1, 1, self.group(), 1))?.to_dtype(dtype)?)?;
         }
         // Products are in the model's dtype; softmax and its gradient are in f32.
         let weights = self.weights(&q, &k, padded)?;
@@ -68,17 +68,10 @@ impl Attention {
         let grad_q = grad_scores.matmul(&k)?;
         let grad_k = grad_scores.t()?.matmul(&q)?;
         Ok((
-            self.end_to_end(&grad_q, padded)?,
-            self.keys_end_to_end(&grad_k, padded)?,
-            self.keys_end_to_end(&grad_v, padded)?,
+            self.end_to_end(&grad_q, &padded.queries, self.group())?,
+            self.end_to_end(&grad_k, &padded.keys, 1)?,
+            self.end_to_end(&grad_v, &padded.keys, 1)?,
         ))
-    }
-
-    /// Returns 1 for real queries and 0 for padding, `[B, 1, group·Lq, 1]`.
-    fn real_places(&self, real: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, lq, _) = padded.size;
-        let group = self.heads / self.kv_heads;
-        Ok(real.reshape((batch, 1, lq, 1))?.repeat((1, 1, group, 1))?)
     }
 
     fn backward_fused(
@@ -89,22 +82,21 @@ impl Attention {
         spans: &AttentionSpans,
         grad: &Tensor,
     ) -> Result<AttentionGradients> {
-        let (q_values, k_values) = (Values::of(q)?, Values::of(k)?);
-        let (v_values, grad_values) = (Values::of(v)?, Values::of(grad)?);
-        let (q_values, k_values) = (q_values.get()?, k_values.get()?);
-        let (v_values, grad_values) = (v_values.get()?, grad_values.get()?);
+        let (q_values, k_values, v_values, grad_values) = (values(q)?, values(k)?, values(v)?, values(grad)?);
         let (q_width, k_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut grad_q = vec![0f32; q_values.len()];
         let (mut grad_k, mut grad_v) = (vec![0f32; k_values.len()], vec![0f32; v_values.len()]);
         let mut sequences = Vec::with_capacity(spans.queries.len());
-        let mut rest = (grad_q.as_mut_slice(), grad_k.as_mut_slice(), grad_v.as_mut_slice());
+        let mut rest = Rows { q: grad_q.as_mut_slice(), k: grad_k.as_mut_slice(), v: grad_v.as_mut_slice() };
         for (queries, keys) in spans.queries.windows(2).zip(spans.keys.windows(2)) {
             let queries = queries[0] * q_width..queries[1] * q_width;
             let keys = keys[0] * k_width..keys[1] * k_width;
-            let split =
-                (rest.0.split_at_mut(queries.len()), rest.1.split_at_mut(keys.len()), rest.2.split_at_mut(keys.len()));
-            let gradients = Rows { q: split.0.0, k: split.1.0, v: split.2.0 };
-            rest = (split.0.1, split.1.1, split.2.1);
+            let taken = "the gradients have a row for each query and each key";
+            let gradients = Rows {
+                q: rest.q.split_off_mut(..queries.len()).expect(taken),
+                k: rest.k.split_off_mut(..keys.len()).expect(taken),
+                v: rest.v.split_off_mut(..keys.len()).expect(taken),
+            };
             let values = Rows { q: &q_values[queries.clone()], k: &k_values[keys.clone()], v: &v_values[keys] };
             sequences.push((gradients, values, &grad_values[queries]));
         }

@@ -22,30 +22,23 @@ pub(crate) enum WeightsIn {
 impl Backend {
     /// Returns the fastest backend of a device. On the CPU weights stay in their mapped file; elsewhere they are
     /// tensors. On the CPU, bf16 applies to products alone, and everything else is f32.
-    #[must_use]
     pub fn new(device: &Device, dtype: DType) -> Self {
-        let weights = match device.is_cpu() {
-            true => WeightsIn::File,
-            false => WeightsIn::Tensors,
-        };
+        let weights = if device.is_cpu() { WeightsIn::File } else { WeightsIn::Tensors };
         Self { weights, ..Self::of_tensors(device, dtype) }
     }
 
     /// Returns a backend with weights as tensors on any device, and every value in `dtype`. This is the form of GPUs,
     /// which tests compare on the CPU.
-    #[must_use]
     pub fn of_tensors(device: &Device, dtype: DType) -> Self {
         Self { device: device.clone(), dtype, weights: WeightsIn::Tensors }
     }
 
     /// Returns the device of tensors.
-    #[must_use]
     pub const fn device(&self) -> &Device {
         &self.device
     }
 
     /// Returns the dtype of the products.
-    #[must_use]
     pub const fn dtype(&self) -> DType {
         self.dtype
     }
@@ -58,7 +51,6 @@ impl Backend {
         }
     }
 
-    /// Returns the size in bytes of a value between layers.
     pub(crate) fn value_bytes(&self) -> usize {
         self.activations().size_in_bytes()
     }

@@ -1,10 +1,8 @@
 //! Matrix products and sums of rows in training, where both factors change from step to step.
 
-use std::ops::Range;
+use candle_core::{DType, Device, Tensor};
 
-use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
-
-use super::{Values, edit, fused};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::layers::sum_columns_into;
 use crate::numerics::matrix::{Existing, Matrix, Target, multiply_into};
@@ -16,8 +14,9 @@ pub(crate) fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
     };
     let (rows, columns) = (lhs.dim(0)?, rhs.dim(1)?);
     let mut out = vec![0f32; rows * columns];
-    let target = Target::new(&mut out, columns);
-    multiply_into(left.matrix()?, right.matrix()?, target, Existing::Overwritten, 1.0);
+    let (left_values, right_values) = (values(&left.straight)?, values(&right.straight)?);
+    let (left, right) = (left.matrix(&left_values)?, right.matrix(&right_values)?);
+    multiply_into(left, right, Target::new(&mut out, columns), Existing::Overwritten, 1.0);
     Ok(Tensor::from_vec(out, (rows, columns), &Device::Cpu)?)
 }
 
@@ -26,32 +25,24 @@ pub(crate) fn matmul_into(into: &Tensor, lhs: &Tensor, rhs: &Tensor, existing: E
     let (Some(left), Some(right)) = (Factor::of(lhs)?, Factor::of(rhs)?) else {
         return put(into, &lhs.matmul(rhs)?, existing);
     };
-    let (left, right, columns) = (left.matrix()?, right.matrix()?, rhs.dim(1)?);
+    let (left_values, right_values) = (values(&left.straight)?, values(&right.straight)?);
+    let (left, right, columns) = (left.matrix(&left_values)?, right.matrix(&right_values)?, rhs.dim(1)?);
     edit(into, |out| multiply_into(left, right, Target::new(out, columns), existing, 1.0))
 }
 
-/// Writes the sum of each column of `values` `[b, d]`, or of its product with `factors` `[b, d]`, to `into` `[d]`, or
+/// Writes the sum of each column of `rows` `[b, d]`, or of its product with `factors` `[b, d]`, to `into` `[d]`, or
 /// adds it there. `into` is a contiguous view in f32.
-pub(crate) fn sum_rows_into(
-    into: &Tensor,
-    values: &Tensor,
-    factors: Option<&Tensor>,
-    existing: Existing,
-) -> Result<()> {
-    let inputs: Vec<&Tensor> = [into, values].into_iter().chain(factors).collect();
-    if !fused(&inputs) {
-        let values = values.to_dtype(DType::F32)?;
+pub(crate) fn sum_rows_into(into: &Tensor, rows: &Tensor, factors: Option<&Tensor>, existing: Existing) -> Result<()> {
+    if !fused(&[into, rows]) || !factors.is_none_or(|factors| fused(&[factors])) {
+        let rows = rows.to_dtype(DType::F32)?;
         let sums = match factors {
-            Some(factors) => (values * factors)?.sum(0)?,
-            None => values.sum(0)?,
+            Some(factors) => (rows * factors)?.sum(0)?,
+            None => rows.sum(0)?,
         };
         return put(into, &sums, existing);
     }
-    let factors = factors.map(Values::of).transpose()?;
-    let factors = factors.as_ref().map(Values::get).transpose()?;
-    let values = Values::of(values)?;
-    let values = values.get()?;
-    edit(into, |sums| sum_columns_into(values, factors, sums, existing))
+    let (rows, factors) = (values(rows)?, factors.map(values).transpose()?);
+    edit(into, |sums| sum_columns_into(&rows, factors.as_deref(), sums, existing))
 }
 
 /// Replaces the values of a contiguous f32 view, or adds to them.
@@ -64,44 +55,27 @@ fn put(into: &Tensor, values: &Tensor, existing: Existing) -> Result<()> {
     Ok(into.slice_set(&values, 0, 0)?)
 }
 
-/// Read access to a matrix that is contiguous, or the transpose of one.
-struct Factor<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-    rows: usize,
-    columns: usize,
-    transposed: bool,
+/// A matrix that is contiguous, or the transpose of one.
+struct Factor {
+    straight: Tensor,
+    is_turned: bool,
 }
 
-impl<'a> Factor<'a> {
+impl Factor {
     /// Returns `None` if the fused form does not apply.
-    fn of(x: &'a Tensor) -> Result<Option<Self>> {
-        let suits = x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op();
-        if !suits {
-            return Ok(None);
-        }
-        let (rows, columns) = x.dims2()?;
-        let (storage, layout) = x.storage_and_layout();
-        let straight = layout.contiguous_offsets();
-        let turned = layout.transpose(0, 1)?.contiguous_offsets();
-        Ok(straight.or(turned).map(|(start, end)| Self {
-            storage,
-            range: start..end,
-            rows,
-            columns,
-            transposed: straight.is_none(),
-        }))
+    fn of(x: &Tensor) -> Result<Option<Self>> {
+        let turned = x.t()?;
+        Ok(match (fused(&[x]), fused(&[&turned])) {
+            (true, _) => Some(Self { straight: x.clone(), is_turned: false }),
+            (false, true) => Some(Self { straight: turned, is_turned: true }),
+            (false, false) => None,
+        })
     }
 
-    fn matrix(&self) -> Result<Matrix<'_>> {
-        let Storage::Cpu(CpuStorage::F32(values)) = &*self.storage else {
-            return Err(candle_core::Error::Msg("expected f32 values on the CPU".into()).into());
-        };
-        let values = &values[self.range.clone()];
-        Ok(match self.transposed {
-            false => Matrix::new(values, self.rows, self.columns),
-            true => Matrix::new(values, self.columns, self.rows).transposed(),
-        })
+    fn matrix<'a>(&self, values: &'a [f32]) -> Result<Matrix<'a>> {
+        let (rows, columns) = self.straight.dims2()?;
+        let straight = Matrix::new(values, rows, columns);
+        Ok(if self.is_turned { straight.transposed() } else { straight })
     }
 }
 

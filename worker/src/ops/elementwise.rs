@@ -5,7 +5,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{Values, edit, fused};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels;
 
@@ -16,8 +16,7 @@ pub(crate) fn multiply(x: Tensor, factors: &Tensor) -> Result<Tensor> {
     if !fused(&[&x, factors]) {
         return Ok((x * factors)?);
     }
-    let factors = Values::of(factors)?;
-    let factors = factors.get()?;
+    let factors = values(factors)?;
     edit(&x, |x| {
         let chunks = x.par_chunks_mut(CHUNK).zip(factors.par_chunks(CHUNK));
         chunks.for_each(|(x, factors)| kernels::multiply(x, factors));
@@ -30,13 +29,11 @@ pub(crate) fn subtract_row(rows: &Tensor, row: &Tensor) -> Result<Tensor> {
     if !fused(&[rows, row]) {
         return Ok(rows.broadcast_sub(row)?);
     }
-    let (values, row) = (Values::of(rows)?, Values::of(row)?);
-    let (values, row) = (values.get()?, row.get()?);
-    let mut out = vec![0f32; values.len()];
-    let rows_out = out.par_chunks_mut(row.len()).zip(values.par_chunks(row.len()));
-    rows_out
-        .with_min_len(kernels::rows_per_task(values.len() / row.len(), row.len()))
-        .for_each(|(out, values)| kernels::subtract(out, values, row));
+    let (from, row) = (values(rows)?, values(row)?);
+    let mut out = vec![0f32; from.len()];
+    let each = out.par_chunks_mut(row.len()).zip(from.par_chunks(row.len()));
+    each.with_min_len(kernels::rows_per_task(from.len() / row.len(), row.len()))
+        .for_each(|(out, from)| kernels::subtract(out, from, &row));
     Ok(Tensor::from_vec(out, rows.shape(), rows.device())?)
 }
 
@@ -45,8 +42,7 @@ pub(crate) fn to_halves(x: &Tensor) -> Result<Tensor> {
     if !fused(&[x]) {
         return Ok(x.to_dtype(DType::F16)?.contiguous()?);
     }
-    let values = Values::of(x)?;
-    let values = values.get()?;
+    let values = values(x)?;
     let mut out = vec![f16::ZERO; values.len()];
     let chunks = out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
     chunks.for_each(|(out, values)| out.convert_from_f32_slice(values));
@@ -59,8 +55,8 @@ pub(crate) fn sum_of_squares(x: &Tensor, piece: usize) -> Result<Tensor> {
         // A long row is summed in pieces, because a GPU gives each sum to one of its blocks.
         return Ok(x.sqr()?.reshape((x.elem_count() / piece, piece))?.sum(1)?.sum_all()?);
     }
-    let values = Values::of(x)?;
-    let chunks = values.get()?.par_chunks(CHUNK).with_min_len(4);
+    let values = values(x)?;
+    let chunks = values.par_chunks(CHUNK).with_min_len(4);
     let squares: Vec<f64> = chunks.map(|chunk| f64::from(kernels::dot(chunk, chunk))).collect();
     Ok(Tensor::new(squares.iter().sum::<f64>() as f32, x.device())?)
 }

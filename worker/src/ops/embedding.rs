@@ -30,17 +30,12 @@ enum Table {
 impl Embedding {
     /// Wraps a table `[vocab, width]` on any device.
     pub(crate) fn of_tensor(table: Tensor) -> Self {
-        Self::of(Table::Tensor(table))
+        Self { table: Table::Tensor(table), mean: OnceLock::new() }
     }
 
     /// Wraps a table `[vocab, width]` on the CPU.
     pub(crate) fn of_stored(stored: Stored, [vocab, width]: [usize; 2]) -> Self {
-        Self::of(Table::Host { stored, vocab, width })
-    }
-
-    fn of(table: Table) -> Self {
-        let mean = OnceLock::new();
-        Self { table, mean }
+        Self { table: Table::Host { stored, vocab, width }, mean: OnceLock::new() }
     }
 
     /// Returns the rows of `ids`, `[T, width]`.
@@ -48,7 +43,11 @@ impl Embedding {
     /// # Errors
     /// [`Error::Input`] for an id outside the vocabulary.
     pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        check(ids, self.vocab()?)?;
+        let vocab = self.vocab()?;
+        // A GPU would read beyond the table without an error.
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab && **id != NO_TOKEN) {
+            return Err(Error::Input(format!("token id {id} is outside the {vocab} embeddings")));
+        }
         let without: Vec<u8> = ids.iter().map(|id| u8::from(*id == NO_TOKEN)).collect();
         let mean = without.contains(&1).then(|| self.mean()).transpose()?;
         match &self.table {
@@ -74,14 +73,8 @@ impl Embedding {
     }
 
     /// Returns the whole table, `[vocab, width]`. A mapped table is copied.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub(crate) fn table(&self) -> Result<Tensor> {
-        match &self.table {
-            Table::Tensor(table) => Ok(table.clone()),
-            Table::Host { vocab, .. } => self.part(0, *vocab),
-        }
+        self.part(0, self.vocab()?)
     }
 
     fn vocab(&self) -> Result<usize> {
@@ -121,14 +114,6 @@ impl Embedding {
         let sum = sum.ok_or_else(|| Error::Input("an embedding without rows has no mean".into()))?;
         let mean = (sum / vocab as f64)?.to_dtype(self.part(0, 1)?.dtype())?;
         Ok(self.mean.get_or_init(|| mean).clone())
-    }
-}
-
-/// Refuses ids outside the table. A GPU would read beyond it without an error.
-fn check(ids: &[u32], vocab: usize) -> Result<()> {
-    match ids.iter().find(|id| **id as usize >= vocab && **id != NO_TOKEN) {
-        Some(id) => Err(Error::Input(format!("token id {id} is outside the {vocab} embeddings"))),
-        None => Ok(()),
     }
 }
 

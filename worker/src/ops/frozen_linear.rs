@@ -1,11 +1,9 @@
 //! A linear map whose weights never change.
 
-use std::sync::Arc;
-
 use candle_core::{D, Device, Tensor};
 
 use super::product::FrozenMatrix;
-use super::{Values, fused};
+use super::{fused, values};
 use crate::Result;
 
 /// The map x·Wᵀ + b with a frozen weight W `[out, in]` and an optional bias b `[out]`.
@@ -16,7 +14,7 @@ pub(crate) struct FrozenLinear {
 
 enum Weight {
     /// The weight on the CPU, for f32 inputs.
-    Host(Arc<FrozenMatrix>),
+    Host(FrozenMatrix),
     /// The weight on any other device, or for inputs in its own dtype.
     Tensor(Tensor),
 }
@@ -27,6 +25,8 @@ impl FrozenLinear {
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         use super::product::{Precision, Stored};
         use candle_core::DType;
+        use std::sync::Arc;
+
         if !(weight.device().is_cpu() && weight.dtype() == DType::F32) {
             return Ok(Self::of_tensor(weight, bias));
         }
@@ -37,32 +37,24 @@ impl FrozenLinear {
 
     /// Takes a weight `[out, in]` that stays a tensor, and a bias `[out]`.
     pub(crate) fn of_tensor(weight: Tensor, bias: Option<Tensor>) -> Self {
-        let weight = Weight::Tensor(weight);
-        Self { weight, bias }
+        Self { weight: Weight::Tensor(weight), bias }
     }
 
     /// Takes a matrix `[out, in]` on the CPU and an f32 bias `[out]`.
     pub(crate) fn from_matrix(weight: FrozenMatrix, bias: Option<Tensor>) -> Self {
-        let weight = Weight::Host(Arc::new(weight));
-        Self { weight, bias }
-    }
-
-    /// Returns the weight in the form of the CPU's products, if it is on the CPU.
-    pub(crate) fn matrix(&self) -> Option<&FrozenMatrix> {
-        match &self.weight {
-            Weight::Host(matrix) => Some(matrix),
-            Weight::Tensor(_) => None,
-        }
+        Self { weight: Weight::Host(weight), bias }
     }
 
     /// Maps x `[T, in]` to `[T, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(matrix) = self.matrix()
+        if let Weight::Host(matrix) = &self.weight
             && fused(&[x])
             && self.bias.as_ref().is_none_or(|bias| fused(&[bias]))
             && x.dim(D::Minus1)? == matrix.inner()
         {
-            return self.forward_fused(x, matrix);
+            let bias = self.bias.as_ref().map(values).transpose()?;
+            let out = matrix.product(&values(x)?, bias.as_deref());
+            return Ok(Tensor::from_vec(out, (x.dim(0)?, matrix.outer()), x.device())?);
         }
         let product = x.matmul(&self.weight()?.t()?)?;
         match &self.bias {
@@ -77,7 +69,7 @@ impl FrozenLinear {
             && fused(&[grad])
             && grad.dim(D::Minus1)? == matrix.outer()
         {
-            let out = matrix.gradient(Values::of(grad)?.get()?);
+            let out = matrix.gradient(&values(grad)?);
             return Ok(Tensor::from_vec(out, (grad.dim(0)?, matrix.inner()), grad.device())?);
         }
         Ok(grad.matmul(&self.weight()?)?)
@@ -88,18 +80,9 @@ impl FrozenLinear {
         match &self.weight {
             Weight::Tensor(weight) => Ok(weight.clone()),
             Weight::Host(matrix) => {
-                let mut values = vec![0f32; matrix.outer() * matrix.inner()];
-                matrix.view().read_parallel(0, &mut values);
-                Ok(Tensor::from_vec(values, (matrix.outer(), matrix.inner()), &Device::Cpu)?)
+                Ok(Tensor::from_vec(matrix.values(), (matrix.outer(), matrix.inner()), &Device::Cpu)?)
             }
         }
-    }
-
-    fn forward_fused(&self, x: &Tensor, matrix: &FrozenMatrix) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(Values::of).transpose()?;
-        let bias = bias.as_ref().map(Values::get).transpose()?;
-        let out = matrix.product(Values::of(x)?.get()?, bias);
-        Ok(Tensor::from_vec(out, (x.dim(0)?, matrix.outer()), x.device())?)
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{RowMasks, Values, edit, fused};
+use super::{RowMasks, edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels::rows_per_task;
 use crate::numerics::layers::activate;
@@ -16,17 +16,12 @@ pub(crate) fn gelu_dropout(x: Tensor, bias: &Tensor, masks: Option<&RowMasks>) -
     }
     let (rows, width) = x.dims2()?;
     let masks = masks.map(|masks| masks.of_rows(rows)).transpose()?;
-    let bias = Values::of(bias)?;
-    let bias = bias.get()?;
+    let bias = values(bias)?;
     let mut hidden = vec![0f32; rows * width];
-    let block = rows_per_task(rows, width);
     edit(&x, |slope| {
-        let blocks = hidden.par_chunks_mut(block * width).zip(slope.par_chunks_mut(block * width));
-        blocks.enumerate().for_each(|(at, (hidden, slope))| {
-            let pairs = hidden.chunks_exact_mut(width).zip(slope.chunks_exact_mut(width));
-            for (row, (hidden, slope)) in (at * block..).zip(pairs) {
-                activate(hidden, slope, bias, masks.map(|masks| masks[row]));
-            }
+        let each = hidden.par_chunks_mut(width).zip(slope.par_chunks_mut(width)).enumerate();
+        each.with_min_len(rows_per_task(rows, width)).for_each(|(row, (hidden, slope))| {
+            activate(hidden, slope, &bias, masks.map(|masks| masks[row]));
         });
     })?;
     Ok((Tensor::from_vec(hidden, (rows, width), x.device())?, x))

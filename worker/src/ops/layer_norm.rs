@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::{Values, edit, fused};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels::rows_per_task;
 use crate::numerics::layers::{self, LAYER_NORM_EPSILON};
@@ -27,8 +27,7 @@ pub(crate) fn layer_norm_kept(x: Tensor, bias: &Tensor, weight: &Tensor, shift: 
         return Ok((out, normed));
     }
     let rows = x.elem_count() / width;
-    let (bias, weight, shift) = (Values::of(bias)?, Values::of(weight)?, Values::of(shift)?);
-    let (bias, weight, shift) = (bias.get()?, weight.get()?, shift.get()?);
+    let (bias, weight, shift) = (values(bias)?, values(weight)?, values(shift)?);
     let (mut out, mut inverse) = (vec![0f32; rows * width], vec![0f32; rows]);
     let in_a_row = bias.len() / width;
     edit(&x, |x| {
@@ -36,7 +35,7 @@ pub(crate) fn layer_norm_kept(x: Tensor, bias: &Tensor, weight: &Tensor, shift: 
         let rows_of_x = rows_of_x.enumerate().with_min_len(rows_per_task(rows, width));
         rows_of_x.for_each(|(row, ((x, out), inverse))| {
             let bias = &bias[row % in_a_row * width..][..width];
-            *inverse = layers::layer_norm(x, out, bias, weight, shift);
+            *inverse = layers::layer_norm(x, out, bias, &weight, &shift);
         });
     })?;
     let out = Tensor::from_vec(out, (rows, width), x.device())?;
@@ -71,13 +70,12 @@ pub(crate) fn layer_norm_backward(grad: Tensor, normed: &Normed, weight: &Tensor
         return normed.backward(&grad.broadcast_mul(weight)?);
     }
     let (rows, width) = grad.dims2()?;
-    let (normalized, inverse, weight) = (Values::of(normalized)?, Values::of(inverse)?, Values::of(weight)?);
-    let (normalized, inverse, weight) = (normalized.get()?, inverse.get()?, weight.get()?);
+    let (normalized, inverse, weight) = (values(normalized)?, values(inverse)?, values(weight)?);
     edit(&grad, |grad| {
-        let rows_of_grad = grad.par_chunks_mut(width).zip(normalized.par_chunks(width)).zip(inverse);
+        let rows_of_grad = grad.par_chunks_mut(width).zip(normalized.par_chunks(width)).zip(&*inverse);
         rows_of_grad
             .with_min_len(rows_per_task(rows, width))
-            .for_each(|((grad, x), inverse)| layers::layer_norm_backward(grad, x, weight, *inverse));
+            .for_each(|((grad, x), inverse)| layers::layer_norm_backward(grad, x, &weight, *inverse));
     })?;
     Ok(grad)
 }

@@ -4,10 +4,12 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::row_masks::{RowMasks, mask_rows};
-use super::{Values, edit, fused, rows_per_chunk};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels::add;
 use crate::numerics::matrix::{Matrix, Target, matmul, matmul_add};
+
+const CHUNK: usize = 1 << 14;
 
 /// The low-rank matrices of one layer, A `[rank, in]` and B `[out, rank]`, in the model's dtype.
 pub(crate) struct LowRank {
@@ -39,8 +41,8 @@ impl LowRank {
         }
         let thin = self.thin(x)?;
         let (rank, outer, rows) = (self.a.dim(0)?, self.b.dim(0)?, x.dim(0)?);
-        let b = Values::of(&self.b)?;
-        let b = Matrix::new(b.get()?, outer, rank).transposed();
+        let b = values(&self.b)?;
+        let b = Matrix::new(&b, outer, rank).transposed();
         edit(&y, |y| {
             matmul_add(Matrix::new(&thin, rows, rank), b, Target::new(y, outer), self.scale);
         })?;
@@ -58,9 +60,9 @@ impl LowRank {
 
     fn backward_fused(&self, x: &Tensor, grad: &Tensor, grad_x: Tensor) -> Result<LowRankGradient> {
         let (rank, outer, (rows, inner)) = (self.a.dim(0)?, self.b.dim(0)?, x.dims2()?);
-        let (a, b, grad) = (Values::of(&self.a)?, Values::of(&self.b)?, Values::of(grad)?);
-        let (a, b) = (Matrix::new(a.get()?, rank, inner), Matrix::new(b.get()?, outer, rank));
-        let grad = Matrix::new(grad.get()?, rows, outer);
+        let (a, b, grad) = (values(&self.a)?, values(&self.b)?, values(grad)?);
+        let (a, b) = (Matrix::new(&a, rank, inner), Matrix::new(&b, outer, rank));
+        let grad = Matrix::new(&grad, rows, outer);
         let (mut grad_a, mut grad_b) = (vec![0f32; rank * inner], vec![0f32; outer * rank]);
         // [out, T] · [T, rank]
         let thin = self.thin(x)?;
@@ -71,13 +73,9 @@ impl LowRank {
         let grad_thin = Matrix::new(&grad_thin, rows, rank);
         // [rank, T] · [T, in]
         let dropped = self.dropped(x)?;
-        let dropped = Values::of(&dropped)?;
-        matmul_add(
-            grad_thin.transposed(),
-            Matrix::new(dropped.get()?, rows, inner),
-            Target::new(&mut grad_a, inner),
-            self.scale,
-        );
+        let dropped = values(&dropped)?;
+        let dropped = Matrix::new(&dropped, rows, inner);
+        matmul_add(grad_thin.transposed(), dropped, Target::new(&mut grad_a, inner), self.scale);
         // [T, rank] · [rank, in]
         match &self.dropout {
             None => edit(&grad_x, |grad_x| {
@@ -88,11 +86,7 @@ impl LowRank {
                 matmul_add(grad_thin, a, Target::new(&mut part, inner), self.scale);
                 mask_rows(&mut part, masks.rows(), inner);
                 edit(&grad_x, |grad_x| {
-                    let chunk = rows_per_chunk(inner) * inner;
-                    grad_x
-                        .par_chunks_mut(chunk)
-                        .zip(part.par_chunks(chunk))
-                        .for_each(|(grad_x, part)| add(grad_x, part));
+                    grad_x.par_chunks_mut(CHUNK).zip(part.par_chunks(CHUNK)).for_each(|(sum, part)| add(sum, part));
                 })?;
             }
         }
@@ -121,13 +115,10 @@ impl LowRank {
     fn thin(&self, x: &Tensor) -> Result<Vec<f32>> {
         let (rank, (rows, inner)) = (self.a.dim(0)?, x.dims2()?);
         let dropped = self.dropped(x)?;
-        let (dropped, a) = (Values::of(&dropped)?, Values::of(&self.a)?);
+        let (dropped, a) = (values(&dropped)?, values(&self.a)?);
         let mut thin = vec![0f32; rows * rank];
-        matmul(
-            Matrix::new(dropped.get()?, rows, inner),
-            Matrix::new(a.get()?, rank, inner).transposed(),
-            Target::new(&mut thin, rank),
-        );
+        let a = Matrix::new(&a, rank, inner).transposed();
+        matmul(Matrix::new(&dropped, rows, inner), a, Target::new(&mut thin, rank));
         Ok(thin)
     }
 
@@ -136,7 +127,6 @@ impl LowRank {
         self.masked(x.to_dtype(self.a.dtype())?)
     }
 
-    /// Multiplies x by its masks.
     fn masked(&self, x: Tensor) -> Result<Tensor> {
         match &self.dropout {
             Some(masks) => masks.apply(&x),

@@ -40,7 +40,7 @@ pub(crate) use row_masks::RowMasks;
 pub(crate) use unit_rows::UnitRows;
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 
@@ -51,25 +51,15 @@ pub(crate) fn fused(inputs: &[&Tensor]) -> bool {
     inputs.iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
 }
 
-/// Read access to the values of a contiguous f32 tensor on the CPU.
-pub(crate) struct Values<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
-}
-
-impl<'a> Values<'a> {
-    pub(crate) fn of(x: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = x.storage_and_layout();
-        let range = contiguous(layout)?;
-        Ok(Self { storage, range })
-    }
-
-    pub(crate) fn get(&self) -> Result<&[f32]> {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[self.range.clone()]),
-            _ => Err(candle_core::Error::Msg("expected f32 values on the CPU".into()).into()),
-        }
-    }
+/// Returns read access to the values of a contiguous f32 tensor on the CPU.
+pub(crate) fn values(x: &Tensor) -> Result<impl Deref<Target = [f32]> + Sync> {
+    let (storage, layout) = x.storage_and_layout();
+    let range = contiguous(layout)?;
+    let values = StorageRef::try_map(storage, |storage| match storage {
+        Storage::Cpu(CpuStorage::F32(values)) => Some(&values[range]),
+        _ => None,
+    });
+    Ok(values.map_err(|_| candle_core::Error::Msg("expected f32 values on the CPU".into()))?)
 }
 
 fn contiguous(layout: &Layout) -> candle_core::Result<Range<usize>> {
@@ -108,6 +98,8 @@ fn rows_per_chunk(width: usize) -> usize {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use std::ops::{Add, Sub};
+
     use candle_core::{Device, Tensor, Var};
 
     use crate::numerics::random::noise;
@@ -122,14 +114,31 @@ pub(crate) mod testing {
         Var::from_tensor(x).unwrap().into_inner()
     }
 
+    /// Returns the central differences of `f` at `values`, each of which changes by `width`.
+    pub fn differences<T>(values: &[T], width: T, f: impl Fn(&[T]) -> f64) -> Vec<f64>
+    where
+        T: Copy + Add<Output = T> + Sub<Output = T> + Into<f64>,
+    {
+        let (mut values, count, step): (_, _, f64) = (values.to_vec(), values.len(), width.into());
+        let difference = |index: usize| {
+            let at = values[index];
+            values[index] = at + width;
+            let above = f(&values);
+            values[index] = at - width;
+            let below = f(&values);
+            values[index] = at;
+            (above - below) / (2.0 * step)
+        };
+        (0..count).map(difference).collect()
+    }
+
     /// Returns ‖a − b‖ / ‖b‖.
     pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
         let a: Vec<f32> = a.flatten_all().unwrap().to_vec1().unwrap();
         let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(a.len(), b.len());
-        let square = |x: f64| x * x;
-        let gap: f64 = a.iter().zip(&b).map(|(a, b)| square(f64::from(a - b))).sum();
-        let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+        let gap: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum();
         (gap / norm).sqrt()
     }
 }

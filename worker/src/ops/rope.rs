@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Values, edit, fused, rows_per_chunk};
+use super::{edit, fused, rows_per_chunk, values};
 use crate::Result;
 use crate::numerics::vectorized::vectorized;
 
@@ -25,7 +25,6 @@ impl Rope {
         Ok(Self { cos, sin })
     }
 
-    /// Returns the rotations of `rows` only.
     pub(crate) fn select(&self, rows: &Tensor) -> Result<Self> {
         let (cos, sin) = (self.cos.index_select(rows, 0)?, self.sin.index_select(rows, 0)?);
         Ok(Self { cos, sin })
@@ -47,17 +46,11 @@ impl Rope {
             return self.turn_by_kernel(&x, sin);
         }
         let (width, half) = (x.dim(1)?, self.cos.dim(1)?);
-        let (cos, sin) = (Values::of(&self.cos)?, Values::of(sin)?);
-        let (cos, sin) = (cos.get()?, sin.get()?);
-        let rows = rows_per_chunk(width);
+        let (cos, sin) = (values(&self.cos)?, values(sin)?);
         edit(&x, |x| {
-            x.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, x)| {
-                for (row, x) in x.chunks_exact_mut(width).enumerate() {
-                    let at = (chunk * rows + row) * half;
-                    for head in x.chunks_exact_mut(2 * half) {
-                        turn_head(head, &cos[at..at + half], &sin[at..at + half]);
-                    }
-                }
+            let rows = x.par_chunks_mut(width).zip(cos.par_chunks(half)).zip(sin.par_chunks(half));
+            rows.with_min_len(rows_per_chunk(width)).for_each(|((row, cos), sin)| {
+                row.chunks_exact_mut(2 * half).for_each(|head| turn_head(head, cos, sin));
             });
         })?;
         Ok(x)
@@ -70,20 +63,6 @@ impl Rope {
         let heads = x.contiguous()?.reshape((1, rows, width / head_dim, head_dim))?;
         let turned = candle_nn::rotary_emb::rope_thd(&heads, &self.cos, sin)?;
         Ok(turned.reshape((rows, width))?)
-    }
-
-    /// Rotates by the definition.
-    #[cfg(test)]
-    fn turn_composed(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let half = self.cos.dim(1)?;
-        let x = x.reshape((rows, width / (2 * half), 2 * half))?; // [T, heads, head_dim]
-        let cos = self.cos.unsqueeze(1)?; // [T, 1, head_dim / 2]
-        let sin = self.sin.unsqueeze(1)?;
-        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
-        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Ok(Tensor::cat(&[first, second], 2)?.reshape((rows, width))?)
     }
 }
 
@@ -107,7 +86,9 @@ mod tests {
         let positions: Vec<u32> = (0..50).map(|i| i * 3 % 41).collect();
         let rope = Rope::new(&positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
         let x = random(50, 6 * 8, 9);
-        let expected = rope.turn_composed(&x).unwrap();
+        let apart = x.reshape((1, 50, 6, 8)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap(); // [1, heads, T, head_dim]
+        let expected = candle_nn::rotary_emb::rope_slow(&apart, &rope.cos, &rope.sin).unwrap();
+        let expected = expected.transpose(1, 2).unwrap().reshape((50, 48)).unwrap();
         let turned = rope.turn(x.copy().unwrap()).unwrap();
         assert!(relative_error(&turned, &expected) < 1e-6);
         let from_kernel = rope.turn_by_kernel(&x, &rope.sin).unwrap();

@@ -21,12 +21,10 @@ pub(crate) struct RowMasks {
 }
 
 impl RowMasks {
-    /// Returns the masks of rows on `device`.
     pub(crate) fn new(rows: Arc<[RowMask]>, device: &Device) -> Result<Self> {
         let keys = (!device.is_cpu()).then(|| {
             let keys: Vec<u32> = rows.iter().flat_map(RowMask::key).collect();
-            let count = keys.len();
-            Tensor::from_vec(keys, count, device)
+            Tensor::new(keys, device)
         });
         let keys = keys.transpose()?;
         Ok(Self { rows, keys })
@@ -93,12 +91,8 @@ impl CustomOp1 for RowMasks {
 
 /// Multiplies rows of `width` values by their masks.
 pub(super) fn mask_rows(values: &mut [f32], masks: &[RowMask], width: usize) {
-    let rows = rows_per_chunk(width);
-    values.par_chunks_mut(rows * width).zip(masks.par_chunks(rows)).for_each(|(values, masks)| {
-        for (row, mask) in values.chunks_exact_mut(width).zip(masks) {
-            mask.apply(row);
-        }
-    });
+    let rows = values.par_chunks_mut(width).zip(masks).with_min_len(rows_per_chunk(width));
+    rows.for_each(|(row, mask)| mask.apply(row));
 }
 
 #[cfg(test)]

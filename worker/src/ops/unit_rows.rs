@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Values, edit, fused};
+use super::{edit, fused, values};
 use crate::Result;
 use crate::numerics::kernels::{normalize, rows_per_task, through_normalization};
 
@@ -27,22 +27,16 @@ impl UnitRows {
             return Ok(Self { unit, norms });
         }
         let (count, width) = rows.dims2()?;
-        let values = Values::of(rows)?;
-        let values = values.get()?;
+        let from = values(rows)?;
         let (mut unit, mut norms) = (vec![0f32; count * width], vec![0f32; count]);
-        let block = rows_per_task(count, width);
-        let blocks = values.par_chunks(block * width).zip(unit.par_chunks_mut(block * width));
-        blocks.zip(norms.par_chunks_mut(block)).for_each(|((rows, unit), norms)| {
-            let rows = rows.chunks_exact(width).zip(unit.chunks_exact_mut(width)).zip(norms);
-            rows.for_each(|((row, unit), norm)| *norm = normalize(row, unit));
-        });
+        let each = from.par_chunks(width).zip(unit.par_chunks_mut(width)).zip(&mut norms);
+        each.with_min_len(rows_per_task(count, width)).for_each(|((row, unit), norm)| *norm = normalize(row, unit));
         Ok(Self {
             unit: Tensor::from_vec(unit, (count, width), rows.device())?,
             norms: Tensor::from_vec(norms, (count, 1), rows.device())?,
         })
     }
 
-    /// Returns some of the rows.
     pub(crate) fn narrow(&self, from: usize, count: usize) -> Result<Self> {
         Ok(Self { unit: self.unit.narrow(0, from, count)?, norms: self.norms.narrow(0, from, count)? })
     }
@@ -56,16 +50,11 @@ impl UnitRows {
             return Ok(across.broadcast_div(&norms.maximum(SMALLEST_NORM)?)?);
         }
         let (count, width) = by.dims2()?;
-        let (unit, norms) = (Values::of(unit)?, Values::of(norms)?);
-        let (unit, norms) = (unit.get()?, norms.get()?);
-        let block = rows_per_task(count, width);
+        let (unit, norms) = (values(unit)?, values(norms)?);
         edit(&by, |by| {
-            let blocks = by.par_chunks_mut(block * width).zip(unit.par_chunks(block * width));
-            blocks.zip(norms.par_chunks(block)).for_each(|((by, unit), norms)| {
-                let rows = by.chunks_exact_mut(width).zip(unit.chunks_exact(width)).zip(norms);
-                rows.for_each(|((by, unit), norm)| {
-                    through_normalization(by, unit, 1.0 / norm.max(SMALLEST_NORM as f32))
-                });
+            let rows = by.par_chunks_mut(width).zip(unit.par_chunks(width)).zip(&*norms);
+            rows.with_min_len(rows_per_task(count, width)).for_each(|((by, unit), norm)| {
+                through_normalization(by, unit, 1.0 / norm.max(SMALLEST_NORM as f32));
             });
         })?;
         Ok(by)

@@ -52,9 +52,7 @@ vectorized! {
     fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
         dot(w, x, |w| w)
     }
-}
 
-vectorized! {
     fn dot_bf16(w: &[u16], x: &[f32]) -> f32 {
         dot(w, x, bf16_to_f32)
     }

@@ -14,7 +14,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use stored::{Format, Memory, Stored, View};
+use stored::View;
+pub(crate) use stored::{Format, Memory, Stored};
 
 /// The number format of the multiplications. Sums are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +67,12 @@ impl FrozenMatrix {
         self.inner
     }
 
-    /// Returns the values of W.
-    pub(crate) fn view(&self) -> View<'_> {
+    /// Returns a copy of the values of W.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        self.stored.values()
+    }
+
+    fn view(&self) -> View<'_> {
         self.stored.view()
     }
 

@@ -106,7 +106,6 @@ pub(super) struct Strided<'a> {
     pub(super) strides: [usize; 2],
 }
 
-/// Returns whether products in bf16 are available.
 pub(super) fn available() -> bool {
     library().is_some()
 }

@@ -17,7 +17,6 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Returns the size of one value in bytes.
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -98,7 +97,6 @@ impl Stored {
         }
     }
 
-    /// Returns a view of the values.
     pub(crate) fn view(&self) -> View<'_> {
         match self {
             Self::F32(values) => View::F32(values),
@@ -112,6 +110,14 @@ impl Stored {
                 }
             }
         }
+    }
+
+    /// Returns a copy of the values as f32.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        let view = self.view();
+        let mut values = vec![0.0; view.len()];
+        view.read_parallel(0, &mut values);
+        values
     }
 
     /// Returns the values rounded to bf16. They stay in place if they are bf16 already, and else are a copy of half the
@@ -138,7 +144,6 @@ impl Stored {
 }
 
 impl View<'_> {
-    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
