@@ -1,5 +1,8 @@
 //! The errors of a worker.
 
+use std::fmt::Display;
+use std::path::Path;
+
 /// An error of this crate. Every text names the file, tensor, step or rank.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,6 +71,18 @@ pub enum Error {
         /// The difference from what was written.
         reason: String,
     },
+}
+
+impl Error {
+    /// Returns a function that says which file an error of the system is about.
+    pub fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + Copy {
+        move |source| Self::Io { path: path.display().to_string(), source }
+    }
+
+    /// Returns a fault of the model folder or file at `path`.
+    pub fn model(path: impl Display, reason: impl Into<String>) -> Self {
+        Self::Model { path: path.to_string(), reason: reason.into() }
+    }
 }
 
 /// The result type of this crate.

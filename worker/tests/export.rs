@@ -225,7 +225,6 @@ fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
             Some(&slots),
             &LoadedAdapter::new(&job.adapter, decoder.model()).unwrap(),
             &options,
-            &mut |_| ControlFlow::Continue(()),
         )
         .unwrap();
     decoder.tokenizer().decode(&ids).unwrap()

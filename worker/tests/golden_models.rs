@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use common::{assert_refused, assert_rows_close, fixture, golden, read_json, tensors};
-use llink_worker::models::{Decoder, Encoder, TeacherLayer, TextLimits};
+use llink_worker::models::{Decoder, Encoder, TeacherLayer, TextLimits, layer_number};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -113,7 +113,7 @@ fn teacher_vectors_agree() {
 #[test]
 fn pooled_teachers_agree_in_both_forms_and_stop_at_their_layer() {
     let golden = Golden::load();
-    let layers: Vec<usize> = golden.case("teacher", "mean_layers");
+    let layers: Vec<u32> = golden.case("teacher", "mean_layers");
     assert!(!layers.is_empty());
     let folder = golden.dir.join("decoder");
     let in_tensors = Decoder::load_on(&folder, &tensors(DType::F32)).unwrap();
@@ -143,10 +143,10 @@ fn a_layer_is_a_number_or_a_share_of_the_depth() {
         (TeacherLayer::Share(0.5), 15),
         (TeacherLayer::Share(1.0), 30),
     ] {
-        assert_eq!(layer.of(30).unwrap(), expected);
+        assert_eq!(layer_number(layer, 30).unwrap(), expected);
     }
     for layer in [TeacherLayer::Number(31), TeacherLayer::Share(1.2)] {
-        assert_refused(layer.of(30), &["embed.teacher.layer", "30 layers"]);
+        assert_refused(layer_number(layer, 30), &["embed.teacher.layer", "30 layers"]);
     }
 }
 

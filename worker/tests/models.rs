@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -177,10 +176,9 @@ fn prompts_that_are_continued_together_get_the_answers_that_each_gets_alone() {
             .enumerate()
             .map(|(number, prompt)| {
                 let slots = slots_of(&decoder, prompt);
-                let going_on = &mut |_| ControlFlow::Continue(());
                 let adapter = LoadedAdapter::default();
                 let model = decoder.model();
-                model.generate(prompt, slots.as_deref(), &adapter, &options(number), going_on).unwrap()
+                model.generate(prompt, slots.as_deref(), &adapter, &options(number)).unwrap()
             })
             .collect();
         assert!(alone.iter().any(|ids| ids.len() > 9) && alone.iter().any(Vec::is_empty), "{alone:?}");

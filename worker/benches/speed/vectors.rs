@@ -70,7 +70,7 @@ impl Model {
 
     fn vectors(&self, ids: &[Vec<u32>], token_budget: usize) -> Result<Vec<Vec<f32>>> {
         match self {
-            Self::Encoder(model) => model.vectors(ids, token_budget, &mut |_| {}),
+            Self::Encoder(model) => model.vectors(ids, 0, token_budget, &mut |_| {}),
             Self::Decoder(model) => model.vectors(ids, token_budget, &mut |_| {}),
         }
     }

@@ -9,6 +9,11 @@ use crate::device::{TokenCost, free_memory, token_budget, within_memory};
 use crate::ops::NO_TOKEN;
 use crate::{Error, Result};
 
+/// One vector for each sequence.
+pub type Vectors = Vec<Vec<f32>>;
+/// Gets the number of tokens that are done, after each batch.
+pub type Progress<'a> = &'a mut dyn FnMut(u64);
+
 /// The largest batch on the CPU. Larger ones do not fit into its caches.
 const CPU_TOKENS: usize = 1_024;
 
@@ -42,7 +47,6 @@ pub(crate) struct Batching {
 }
 
 impl Batching {
-    /// Returns the batching of a model whose tokens have this cost.
     pub(crate) fn new(cost: TokenCost) -> Self {
         let fits = AtomicUsize::new(usize::MAX);
         Self { cost, fits }
@@ -50,10 +54,7 @@ impl Batching {
 
     /// Returns the first budget to try, which is the wished one if the free memory allows it.
     fn budget(&self, device: &Device, wished: usize) -> usize {
-        let wished = match device.is_cpu() {
-            true => wished.min(CPU_TOKENS),
-            false => wished,
-        };
+        let wished = if device.is_cpu() { wished.min(CPU_TOKENS) } else { wished };
         token_budget(free_memory(device), self.cost, wished).min(self.fits.load(Ordering::Relaxed))
     }
 
@@ -71,9 +72,9 @@ pub(crate) fn in_batches(
     device: &Device,
     token_budget: usize,
     batching: &Batching,
-    progress: &mut dyn FnMut(u64),
+    progress: Progress<'_>,
     mut vectors: impl FnMut(&Packed) -> Result<Tensor>,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vectors> {
     let mut left: Vec<usize> = (0..ids.len()).collect();
     let mut out = vec![Vec::new(); ids.len()];
     let mut on_device = OnDevice::default();
@@ -92,7 +93,8 @@ pub(crate) fn in_batches(
         for batch in batches {
             let packed = Packed::new(batch.iter().map(|&index| ids[index].as_slice()));
             let rows = vectors(&packed)?.to_dtype(DType::F32)?;
-            left = without(&left, &batch);
+            let taken: HashSet<usize> = batch.iter().copied().collect();
+            left.retain(|index| !taken.contains(index));
             done += packed.ids.len() as u64;
             // Copying a row to the host waits for the device, so the next batch is started first.
             on_device.push(batch, rows);
@@ -105,12 +107,6 @@ pub(crate) fn in_batches(
     })?;
     on_device.fetch(&mut out)?;
     Ok(out)
-}
-
-/// Returns the indices of `all` that are not in `batch`. Both hold each index once.
-fn without(all: &[usize], batch: &[usize]) -> Vec<usize> {
-    let batch: HashSet<usize> = batch.iter().copied().collect();
-    all.iter().copied().filter(|index| !batch.contains(index)).collect()
 }
 
 /// Vectors that the device may still be computing.
@@ -138,7 +134,6 @@ impl OnDevice {
     }
 }
 
-/// Refuses sequences that the model cannot read.
 pub(crate) fn check_ids(ids: &[impl AsRef<[u32]>], vocab_size: usize, max_tokens: usize, path: &str) -> Result<()> {
     for (index, ids) in ids.iter().enumerate() {
         let ids = ids.as_ref();
@@ -167,7 +162,6 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Lays `sequences` end to end.
     pub(crate) fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut packed = Self { ids: Vec::new(), offsets: vec![0] };
         for sequence in sequences {
@@ -188,7 +182,6 @@ impl Packed {
             .collect()
     }
 
-    /// Returns the row of each sequence's last token.
     pub(crate) fn last_rows(&self) -> Vec<u32> {
         self.offsets[1..].iter().map(|&end| end as u32 - 1).collect()
     }

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::batches::{Batching, Packed, check_ids, in_batches};
+use super::batches::{Batching, Packed, Progress, Vectors, check_ids, in_batches};
 use super::config::{EncoderConfig, EncoderFamily};
 use super::sentence::{Head, Pooling, Reading};
-use super::weights::Weights;
+use super::weights::{Weights, prefixed};
 use crate::Result;
 use crate::device::TokenCost;
 use crate::ops::backend::Backend;
@@ -17,7 +17,7 @@ use crate::ops::{
 };
 
 /// The prefixes of tensor names. They depend on the class that saved the model.
-pub(crate) const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];
+const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];
 
 /// The encoder without its tokenizer. It maps token ids to vectors.
 pub struct Bert {
@@ -34,7 +34,8 @@ pub struct Bert {
 /// Returns tensors by which weights are recognized. One name of each list must exist.
 pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
     let last = config.num_hidden_layers.saturating_sub(1);
-    [vec!["embeddings.word_embeddings.weight".into()], vec![format!("encoder.layer.{last}.output.dense.weight")]]
+    ["embeddings.word_embeddings.weight".to_owned(), format!("encoder.layer.{last}.output.dense.weight")]
+        .map(|name| prefixed(PREFIXES, &name).collect())
 }
 
 impl Bert {
@@ -85,35 +86,21 @@ impl Bert {
         &self.config
     }
 
-    /// Returns the width of the vectors.
     pub(crate) fn width(&self) -> usize {
         self.head.width(self.config.hidden_size)
     }
 
-    /// Returns the vector of each sequence, in the order of `ids`.
+    /// Returns the vector of each sequence, followed by those of its windows, `[(1 + windows)·width]`.
     ///
     /// # Errors
     /// [`crate::Error`] where a sequence can't be read, or the device fails.
     pub fn vectors(
         &self,
         ids: &[Vec<u32>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        self.windowed_vectors(ids, 0, token_budget, progress)
-    }
-
-    /// Returns the vector of each sequence, followed by those of its windows, `[(1 + windows)·width]`.
-    ///
-    /// # Errors
-    /// Those of [`Bert::vectors`].
-    pub(crate) fn windowed_vectors(
-        &self,
-        ids: &[Vec<u32>],
         windows: usize,
         token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+        progress: Progress<'_>,
+    ) -> Result<Vectors> {
         check_ids(ids, self.config.vocab_size, self.config.max_tokens(), &self.path)?;
         // RoBERTa does not attend to a padding token within a text, and gives it no position and no part in the mean.
         // It is therefore removed. BERT treats it like any other token.
@@ -273,7 +260,6 @@ impl Layer {
         })
     }
 
-    /// Maps x `[T, hidden]` to `[T, hidden]`.
     fn forward(&self, x: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
         let attended = self.attention_output.forward(&self.attention.attend(&q, &k, &v, spans)?)?;

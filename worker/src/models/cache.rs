@@ -22,7 +22,6 @@ struct CachedLayer {
 }
 
 impl Cache {
-    /// Returns the number of cached tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.tokens)
     }
@@ -69,7 +68,6 @@ impl CachedLayer {
         Ok(())
     }
 
-    /// Returns views of the rows in use.
     fn used(&self) -> Result<Option<(Tensor, Tensor)>> {
         let Some((k, v)) = &self.stored else { return Ok(None) };
         Ok(Some((k.narrow(0, 0, self.tokens)?, v.narrow(0, 0, self.tokens)?)))

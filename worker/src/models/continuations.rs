@@ -45,7 +45,6 @@ struct Head {
     cache: Cache,
 }
 
-/// One continuation.
 struct Row {
     id: usize,
     cache: Cache,
@@ -59,7 +58,6 @@ struct Row {
 
 impl Continuations {
     /// Returns continuations without any prompt, of which at most `at_once` are computed at once.
-    #[must_use]
     pub fn new(at_once: usize) -> Self {
         Self { head: Head::default(), at_once: at_once.max(1), next: 0, waiting: VecDeque::new(), running: Vec::new() }
     }
@@ -100,10 +98,7 @@ impl Continuations {
         let begins_so = prompt.ids.len() > head
             && prompt.ids.starts_with(&self.head.ids)
             && prompt.slots.first().is_none_or(|first| *first >= head);
-        let (cache, read) = match begins_so {
-            true => (self.head.cache.copy()?, head),
-            false => (Cache::default(), 0),
-        };
+        let (cache, read) = if begins_so { (self.head.cache.copy()?, head) } else { (Cache::default(), 0) };
         let places = prompt.slots.iter().map(|place| place - read).collect();
         let id = self.next;
         self.next += 1;
@@ -125,7 +120,6 @@ impl Continuations {
     }
 
     /// Returns whether no continuation is left.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
@@ -153,10 +147,7 @@ impl Continuations {
             row.generated += 1;
             row.unread = vec![token];
             row.slots = None;
-            match row.is_at_limit(model) {
-                true => steps.push((row.id, Step::AtLimit)),
-                false => self.running.push(row),
-            }
+            if row.is_at_limit(model) { steps.push((row.id, Step::AtLimit)) } else { self.running.push(row) }
         }
         Ok(steps)
     }
@@ -205,7 +196,6 @@ fn pass(rows: &mut [Row], model: &Llama, adapter: &LoadedAdapter) -> Result<Vec<
 }
 
 /// Returns the tokens with which all prompts begin, before any slot. One prompt alone shares nothing.
-#[must_use]
 pub fn common_head(prompts: &[ChatPrompt]) -> &[u32] {
     let [first, others @ ..] = prompts else { return &[] };
     if others.is_empty() {

@@ -56,9 +56,8 @@ impl Conventions {
         let qwen = config["model_type"].as_str().is_some_and(|kind| kind.starts_with("qwen"));
         if said(BOS).is_none()
             && !qwen
-            && let Some(token) = first_id(&config["bos_token_id"])
-                .filter(|id| tokenizer.is_special(*id))
-                .and_then(|id| tokenizer.id_to_token(id))
+            && let Some(id) = ids(&config["bos_token_id"]).first().filter(|id| tokenizer.is_special(**id))
+            && let Some(token) = tokenizer.id_to_token(*id)
         {
             named.insert(BOS.into(), token);
         }
@@ -92,12 +91,11 @@ impl Conventions {
 /// first.
 fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
+    let said = |text: &str| Some(text).filter(|text| !text.trim().is_empty()).map(str::to_owned);
     match std::fs::read_to_string(&path) {
-        Ok(text) => return Ok(Some(text).filter(|text| !text.trim().is_empty())),
+        Ok(text) => return Ok(said(&text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(Error::Io { path: path.display().to_string(), source });
-        }
+        Err(error) => return Err(Error::io(&path)(error)),
     }
     let written = &of_tokenizer["chat_template"];
     let text = match written.as_array() {
@@ -107,7 +105,7 @@ fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
             default.or(several.first()).and_then(|one| one["template"].as_str())
         }
     };
-    Ok(text.filter(|text| !text.trim().is_empty()).map(str::to_owned))
+    Ok(text.and_then(said))
 }
 
 /// Returns a token's text. These files write it as a string, or as an object that holds it.
@@ -116,17 +114,12 @@ fn token_text(value: &Value) -> Option<String> {
     text.filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// Reads one id or a list of ids.
 fn ids(value: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value.as_array() {
         Some(several) => several.iter().filter_map(id).collect(),
         None => id(value).into_iter().collect(),
     }
-}
-
-fn first_id(value: &Value) -> Option<u32> {
-    ids(value).first().copied()
 }
 
 /// Reads a JSON file. Returns null if there is no such file.

@@ -2,14 +2,13 @@
 //!
 //! A teacher vector is the last hidden state at a slot token after the sentence, or the mean of a hidden layer over it.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use llink_datasets::numbers::Scanner;
-use llink_proto::settings;
+use llink_proto::settings::TeacherLayer;
 
-use super::batches::Packed;
+use super::batches::{Packed, Progress, Vectors};
 use super::chat::{Chat, ChatPrompt, Passages, PromptForm, Turn};
 use super::config::LlamaConfig;
 use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
@@ -22,44 +21,24 @@ use crate::{Error, Result};
 /// The largest number of a teacher sentence's tokens before the slot, including the beginning-of-text token.
 pub const TEACHER_TOKENS: usize = 127;
 
-/// The hidden layer whose mean over a sentence is its teacher vector. Such a teacher needs no slot token.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum TeacherLayer {
-    /// The number of the layer. 0 is the embedding, and the number of layers is the last one, after the final norm.
-    Number(usize),
-    /// The share of the depth, rounded to the nearest layer.
-    Share(f64),
-}
-
-impl From<settings::TeacherLayer> for TeacherLayer {
-    fn from(layer: settings::TeacherLayer) -> Self {
-        match layer {
-            settings::TeacherLayer::Number(number) => Self::Number(number as usize),
-            settings::TeacherLayer::Share(share) => Self::Share(share),
+/// Returns the number of a teacher's layer among `layers`.
+///
+/// # Errors
+/// [`Error::Input`] when there is no such layer.
+pub fn layer_number(layer: TeacherLayer, layers: usize) -> Result<usize> {
+    let (number, given) = match layer {
+        TeacherLayer::Number(number) => (Some(number as usize), number.to_string()),
+        TeacherLayer::Share(share) => {
+            let number = (0.0..=1.0).contains(&share).then(|| (share * layers as f64).round() as usize);
+            (number, share.to_string())
         }
-    }
-}
-
-impl TeacherLayer {
-    /// Returns the layer's number among `layers`.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when there is no such layer.
-    pub fn of(self, layers: usize) -> Result<usize> {
-        let (layer, given) = match self {
-            Self::Number(number) => (Some(number), number.to_string()),
-            Self::Share(share) => {
-                let layer = (0.0..=1.0).contains(&share).then(|| (share * layers as f64).round() as usize);
-                (layer, share.to_string())
-            }
-        };
-        layer.filter(|layer| *layer <= layers).ok_or_else(|| {
-            Error::Input(format!(
-                "embed.teacher.layer is {given}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set it to \
-                 one of them, or to a share of the depth from 0.0 to 1.0"
-            ))
-        })
-    }
+    };
+    number.filter(|number| *number <= layers).ok_or_else(|| {
+        Error::Input(format!(
+            "embed.teacher.layer is {given}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set it to \
+             one of them, or to a share of the depth from 0.0 to 1.0"
+        ))
+    })
 }
 
 /// A loaded decoder with Llama's architecture, and its tokenizer.
@@ -83,9 +62,6 @@ impl Decoder {
     }
 
     /// Loads a decoder as [`Decoder::load`] does, for another backend.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let files = ModelFiles::open(dir)?;
         let rows = files.config()?.vocab_size;
@@ -135,9 +111,6 @@ impl Decoder {
     }
 
     /// Returns the same prompt for the text `foreign`, with the numbers that `numbers` finds in it behind the slots.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::slot_prompt`].
     pub fn prompt_about(
         &self,
         instruction: &str,
@@ -150,9 +123,6 @@ impl Decoder {
     }
 
     /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::slot_prompt`].
     pub fn direct_prompt(&self, instruction: &str, foreign: &str, max_tokens: usize) -> Result<ChatPrompt> {
         self.chat.direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
     }
@@ -167,9 +137,6 @@ impl Decoder {
     }
 
     /// Returns an answer's tokens, with the token that ends the turn.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::slot_prompt`].
     pub fn answer_tokens(&self, answer: &str) -> Result<Vec<u32>> {
         self.chat.answer_tokens(&self.tokenizer, answer)
     }
@@ -190,9 +157,6 @@ impl Decoder {
     }
 
     /// Returns the whole token embedding, `[vocab, hidden]`. On the CPU it is a copy in f32.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn embedding(&self) -> Result<Tensor> {
         self.model.embedding().table()
     }
@@ -202,7 +166,7 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        self.model.embedding().rows(ids)
+        self.model.embed(ids)
     }
 
     /// Returns the token ids whose last hidden state is each text's teacher vector. They are at most [`TEACHER_TOKENS`]
@@ -242,12 +206,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of [`Decoder::tokenize_teacher`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
-    pub fn teacher(
-        &self,
-        texts: &[impl AsRef<str>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+    pub fn teacher(&self, texts: &[impl AsRef<str>], token_budget: usize, progress: Progress<'_>) -> Result<Vectors> {
         let ids = self.tokenize_teacher(texts)?;
         self.last_hidden(&ids, token_budget, progress)
     }
@@ -256,12 +215,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for a sequence that is empty or too long, or an id outside the vocabulary.
-    pub fn last_hidden(
-        &self,
-        ids: &[Vec<u32>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+    pub fn last_hidden(&self, ids: &[Vec<u32>], token_budget: usize, progress: Progress<'_>) -> Result<Vectors> {
         self.model.vectors(ids, token_budget, progress)
     }
 
@@ -275,9 +229,9 @@ impl Decoder {
         ids: &[Vec<u32>],
         layer: TeacherLayer,
         token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        let layer = layer.of(self.config().num_hidden_layers)?;
+        progress: Progress<'_>,
+    ) -> Result<Vectors> {
+        let layer = layer_number(layer, self.config().num_hidden_layers)?;
         self.model.pooled(ids, layer, token_budget, progress)
     }
 
@@ -287,32 +241,21 @@ impl Decoder {
     }
 
     /// Returns the hidden states of one sequence after the final norm, `[T, hidden]`.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::last_hidden`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.check(&[ids])?;
         self.model.forward(&Packed::new([ids]), Rows::All)
     }
 
     /// Returns the logits of each position of one sequence, `[T, vocab]`.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::last_hidden`].
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.logits(&self.hidden_states(ids)?)
     }
 
     /// Returns the greedy continuation of `ids`. It has at most `max_tokens` tokens and ends before the first token of
     /// `stop`. Of equal logits the lowest id wins.
-    ///
-    /// # Errors
-    /// Those of [`Decoder::last_hidden`].
     pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
         let prompt = ChatPrompt { ids: ids.to_vec(), slots: Vec::new() };
         let options = GenerateOptions { max_tokens, stop: stop.to_vec(), sampling: Sampling::Greedy };
-        let adapter = LoadedAdapter::default();
-        let going_on = &mut |_| ControlFlow::Continue(());
-        self.model.generate(&prompt, None, &adapter, &options, going_on)
+        self.model.generate(&prompt, None, &LoadedAdapter::default(), &options)
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use super::batches::{Progress, Vectors};
 use super::bert::Bert;
 use super::config::EncoderConfig;
 use super::sentence::{FolderReading, Head, Reading, ReadingWishes};
@@ -29,10 +30,8 @@ impl Default for TextLimits {
 impl TextLimits {
     /// Returns the text's first `max_chars` characters.
     pub fn cut<'a>(&self, text: &'a str) -> &'a str {
-        match text.char_indices().nth(self.max_chars) {
-            Some((end, _)) => &text[..end],
-            None => text,
-        }
+        let end = text.char_indices().nth(self.max_chars);
+        &text[..end.map_or(text.len(), |(end, _)| end)]
     }
 }
 
@@ -56,17 +55,11 @@ impl Encoder {
     }
 
     /// Loads an encoder as [`Encoder::load`] does, for another backend.
-    ///
-    /// # Errors
-    /// Those of [`Encoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         Self::with_wishes(dir, &ReadingWishes::default(), backend)
     }
 
     /// Loads an encoder as [`Encoder::load_on`] does, but reads texts as `reading` says.
-    ///
-    /// # Errors
-    /// Those of [`Encoder::load`].
     pub fn load_as(dir: &Path, reading: &Reading, backend: &Backend) -> Result<Self> {
         let wishes = ReadingWishes {
             pooling: Some(reading.pooling),
@@ -131,8 +124,8 @@ impl Encoder {
         texts: &[impl AsRef<str>],
         limits: TextLimits,
         token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+        progress: Progress<'_>,
+    ) -> Result<Vectors> {
         let ids = self.tokenize(texts, limits)?;
         self.embed_ids(&ids, token_budget, progress)
     }
@@ -142,27 +135,19 @@ impl Encoder {
     /// # Errors
     /// Those of [`Encoder::embed`]; [`Error::Input`](crate::Error::Input) for an id outside the vocabulary, or more
     /// tokens than the model has positions.
-    pub fn embed_ids(
-        &self,
-        ids: &[Vec<u32>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        self.model.vectors(ids, token_budget, progress)
+    pub fn embed_ids(&self, ids: &[Vec<u32>], token_budget: usize, progress: Progress<'_>) -> Result<Vectors> {
+        self.embed_windows(ids, 0, token_budget, progress)
     }
 
     /// Returns the vector of each text, followed by those of its windows: the means over `windows` equal parts of its
     /// tokens, which pass through the same dense layers and normalization.
-    ///
-    /// # Errors
-    /// Those of [`Encoder::embed_ids`].
     pub fn embed_windows(
         &self,
         ids: &[Vec<u32>],
         windows: usize,
         token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        self.model.windowed_vectors(ids, windows, token_budget, progress)
+        progress: Progress<'_>,
+    ) -> Result<Vectors> {
+        self.model.vectors(ids, windows, token_budget, progress)
     }
 }

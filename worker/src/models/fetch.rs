@@ -19,30 +19,21 @@ pub struct ModelPlace {
 
 impl ModelPlace {
     /// Opens the place that a path or URL names.
-    ///
-    /// # Errors
-    /// Those of [`Store::open`].
     pub fn open(url: &str) -> Result<Self> {
         if !is_gguf(url) {
-            let (store, file) = (Store::open(url)?, None);
-            return Ok(Self { store, file });
+            return Ok(Self { store: Store::open(url)?, file: None });
         }
         let (store, name) = Store::open_object(url)?;
-        let file = Some(name);
-        Ok(Self { store, file })
+        Ok(Self { store, file: Some(name) })
     }
 
     /// Returns the folder or file if it is on this machine.
-    #[must_use]
     pub fn local_path(&self) -> Option<PathBuf> {
         self.store.local_path(self.file.as_deref().unwrap_or_default())
     }
 
     /// Returns the path of a local model, or of a model from the Hub, whose files are downloaded into its cache.
     /// Returns `None` for a model in an object store.
-    ///
-    /// # Errors
-    /// Those of [`ModelPlace::fetch`].
     pub fn in_place(&self, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<Option<PathBuf>> {
         if let Some(local) = self.local_path() {
             return Ok(Some(local));
@@ -69,23 +60,19 @@ impl ModelPlace {
         if target.is_dir() {
             return Ok(self.within(target));
         }
-        let failed = |path: &Path, source| Error::Io { path: path.display().to_string(), source };
         let parent = target.parent().unwrap_or(target);
-        std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
-        let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let staging = tempfile::tempdir_in(parent).map_err(Error::io(parent))?;
         for name in self.files(runtime)? {
             check()?;
             let content = runtime.block_on(self.store.get(&name))?;
-            let path = staging.path().join(&name);
-            let folder = path.parent().unwrap_or(parent);
-            std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
-            std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
+            write_below(staging.path(), &name, &content)?;
         }
         match std::fs::rename(staging.path(), target) {
             Ok(()) => drop(staging.keep()),
             // Another process on this machine was faster, and its copy is the same.
             Err(_) if target.is_dir() => {}
-            Err(e) => return Err(failed(target, e)),
+            Err(error) => return Err(Error::io(target)(error)),
         }
         Ok(self.within(target))
     }
@@ -95,7 +82,6 @@ impl ModelPlace {
         self.file.as_ref().map_or_else(|| folder.into(), |file| folder.join(file))
     }
 
-    /// Returns the names of the model's files.
     fn files(&self, runtime: &Handle) -> Result<Vec<String>> {
         if let Some(file) = &self.file {
             return Ok(vec![file.clone()]);
@@ -103,6 +89,14 @@ impl ModelPlace {
         let objects = runtime.block_on(self.store.list(""))?;
         Ok(wanted(&objects).map(str::to_owned).collect())
     }
+}
+
+/// Writes a file of a model below `dir`, and creates its folder.
+pub(super) fn write_below(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    let folder = path.parent().unwrap_or(dir);
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    std::fs::write(&path, content).map_err(Error::io(&path))
 }
 
 /// Returns the files that a model is loaded from. If there are whole weights, variants in other number formats are left

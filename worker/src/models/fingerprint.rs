@@ -1,6 +1,5 @@
 //! The fingerprint of a model, which is the hash of its content in any place.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -42,20 +41,14 @@ pub fn fingerprint(dir: &Path) -> Result<String> {
             file if file == dir => "gguf".into(),
             file => file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         };
-        let io = |source| Error::Io { path: path.display().to_string(), source };
+        let io = Error::io(&path);
         let mut file = std::fs::File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         // Lengths are hashed first, so that two different folders never give the same bytes.
         hasher.update((name.len() as u64).to_le_bytes());
         hasher.update(name.as_bytes());
         hasher.update(size.to_le_bytes());
-        let mut buffer = vec![0u8; 1 << 20];
-        loop {
-            match file.read(&mut buffer).map_err(io)? {
-                0 => break,
-                n => hasher.update(&buffer[..n]),
-            }
-        }
+        std::io::copy(&mut file, &mut hasher).map_err(io)?;
     }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

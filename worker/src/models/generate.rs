@@ -1,7 +1,5 @@
 //! Continuations token by token: greedy or sampled, with or without an adapter and slots.
 
-use std::ops::ControlFlow;
-
 use candle_core::{DType, Tensor};
 
 use super::batches::Packed;
@@ -33,7 +31,6 @@ pub enum Sampling {
 impl Sampling {
     /// Returns the choice at a temperature among the likeliest tokens whose share is `top_p`. Temperature 0 is greedy.
     /// Without a temperature it is 1 if there is a share, and otherwise 0.
-    #[must_use]
     pub fn of(temperature: Option<f32>, top_p: Option<f32>, seed: u64) -> Self {
         // A share of the probability only has an effect with sampling.
         match temperature.unwrap_or(if top_p.is_some() { 1.0 } else { 0.0 }) {
@@ -60,17 +57,14 @@ pub struct LoadedAdapter(pub(super) Vec<LayerAdapter>);
 
 impl LoadedAdapter {
     /// Copies an adapter's matrices to the model's device.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn new(adapter: &LoraAdapter, model: &Llama) -> Result<Self> {
-        Ok(Self(adapter.on(&model.adapter_place())?))
+        let (device, dtype) = model.activations();
+        Ok(Self(adapter.layers_of(&adapter.parameters_on(device)?, dtype, None)?))
     }
 }
 
 impl Llama {
     /// Returns the continuation of `prompt`. Its slots are `slots` `[K, hidden]`, or the prompt's own tokens if `None`.
-    /// `told` gets each token and may end the continuation.
     ///
     /// # Errors
     /// [`Error::Input`] for ids outside the vocabulary, a prompt that is too long, or a number of slots that does not
@@ -81,17 +75,14 @@ impl Llama {
         slots: Option<&[f32]>,
         adapter: &LoadedAdapter,
         options: &GenerateOptions,
-        told: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Vec<u32>> {
         let mut continuations = Continuations::new(1);
         continuations.add(self, prompt, slots.map(<[f32]>::to_vec), options.clone())?;
         let mut generated = Vec::new();
         while !continuations.is_empty() {
             for (_, step) in continuations.step(self, adapter)? {
-                let Step::Token(token) = step else { continue };
-                generated.push(token);
-                if told(token).is_break() {
-                    return Ok(generated);
+                if let Step::Token(token) = step {
+                    generated.push(token);
                 }
             }
         }
@@ -99,9 +90,6 @@ impl Llama {
     }
 
     /// Returns the logits of the token after `prompt`, `[vocab]`.
-    ///
-    /// # Errors
-    /// Those of [`Llama::generate`].
     pub fn next_logits(&self, prompt: &ChatPrompt, slots: Option<&[f32]>, adapter: &LoadedAdapter) -> Result<Vec<f32>> {
         self.check(&[prompt.ids.as_slice()])?;
         self.check_slots(prompt, slots)?;
@@ -115,13 +103,11 @@ impl Llama {
     /// Refuses slots `[K, hidden]` that do not fit the prompt.
     pub(super) fn check_slots(&self, prompt: &ChatPrompt, slots: Option<&[f32]>) -> Result<()> {
         let (width, places) = (self.config().hidden_size, prompt.slots.len());
-        match slots.map(<[f32]>::len).filter(|found| *found != places * width) {
-            Some(found) => {
-                let found = found / width;
-                Err(Error::Input(format!("{found} slots for a prompt with {places} places")))
-            }
-            None => Ok(()),
+        if let Some(slots) = slots.filter(|slots| slots.len() != places * width) {
+            let found = slots.len() / width;
+            return Err(Error::Input(format!("{found} slots for a prompt with {places} places")));
         }
+        Ok(())
     }
 
     /// Returns the embeddings of `ids`, with `slots` `[K, hidden]` in their `places`.
@@ -138,9 +124,6 @@ impl Llama {
 
 /// Returns `tokens` `[T, d]` with its `rows` replaced by rows of `others`. `of` gives the row of `others` for the n-th
 /// of them.
-///
-/// # Errors
-/// Those of the device.
 pub fn replaced_rows(tokens: &Tensor, others: &Tensor, rows: &[usize], of: impl Fn(usize) -> usize) -> Result<Tensor> {
     let count = tokens.dim(0)?;
     let mut from: Vec<u32> = (0..count as u32).collect();

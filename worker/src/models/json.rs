@@ -9,42 +9,49 @@ use serde_json::Value;
 use super::placeholder::placeholder;
 use crate::{Error, Result};
 
+/// A JSON file, and its path for errors.
+pub(crate) struct JsonFile {
+    pub(crate) path: String,
+    pub(crate) value: Value,
+}
+
+impl JsonFile {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.display().to_string(), value: read(path)? })
+    }
+
+    pub(crate) fn read_if_there(path: &Path) -> Result<Option<Self>> {
+        path.exists().then(|| Self::read(path)).transpose()
+    }
+
+    pub(crate) fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        parse(&self.value).map_err(|reason| self.refuse(reason))
+    }
+
+    pub(crate) fn refuse(&self, reason: impl Into<String>) -> Error {
+        Error::model(&self.path, reason)
+    }
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read; [`Error::Model`] when it is not JSON, or a placeholder of a file that was not
 /// downloaded.
 pub(crate) fn read(path: &Path) -> Result<Value> {
-    read_by(path, from_bytes)
-}
-
-/// Reads a JSON file in which null has a meaning. See [`read`].
-///
-/// # Errors
-/// Those of [`read`].
-pub(crate) fn read_with_nulls(path: &Path) -> Result<Value> {
-    read_by(path, with_nulls)
-}
-
-fn read_by(path: &Path, parse: fn(&[u8]) -> std::result::Result<Value, String>) -> Result<Value> {
-    let name = path.display().to_string();
-    match std::fs::read(path) {
-        Ok(bytes) => parse(&bytes).map_err(|reason| Error::Model { path: name, reason }),
-        Err(source) => Err(Error::Io { path: name, source }),
-    }
-}
-
-/// Returns the value of a JSON text.
-///
-/// # Errors
-/// A description of the content that is not JSON.
-pub(crate) fn from_bytes(bytes: &[u8]) -> std::result::Result<Value, String> {
-    let mut value = with_nulls(bytes)?;
+    let mut value = read_with_nulls(path)?;
     drop_nulls(&mut value);
     Ok(value)
 }
 
-fn with_nulls(bytes: &[u8]) -> std::result::Result<Value, String> {
+/// Reads a JSON file in which null has a meaning. See [`read`].
+pub(crate) fn read_with_nulls(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    from_bytes(&bytes).map_err(|reason| Error::model(path.display(), reason))
+}
+
+/// Returns the value of a JSON text, or a description of the content that is not JSON.
+fn from_bytes(bytes: &[u8]) -> std::result::Result<Value, String> {
     if let Some(reason) = placeholder(bytes) {
         return Err(reason);
     }
@@ -52,10 +59,7 @@ fn with_nulls(bytes: &[u8]) -> std::result::Result<Value, String> {
     serde_json::from_str(&finite(text)).map_err(|error| format!("is not JSON: {error}"))
 }
 
-/// Returns `value` as a `T`.
-///
-/// # Errors
-/// A description with the faulty key.
+/// Returns `value` as a `T`, or a description with the faulty key.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> std::result::Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let key = error.path().to_string();
@@ -137,7 +141,9 @@ mod tests {
                 json!({"NaN": "NaN, \" Infinity", "b\\": "-Infinity"}),
             ),
         ] {
-            assert_eq!(from_bytes(text.as_bytes()), Ok(value), "{text}");
+            let mut found = from_bytes(text.as_bytes()).unwrap();
+            drop_nulls(&mut found);
+            assert_eq!(found, value, "{text}");
         }
         for text in ["{\"a\": Nan}", "{\"a\": 1,}", "", "{\"a\": \"x"] {
             let said = from_bytes(text.as_bytes()).unwrap_err();

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::batches::{Batching, Packed, check_ids, in_batches};
+use super::batches::{Batching, Packed, Progress, Vectors, check_ids, in_batches};
 use super::cache::{self, Cache};
 use super::config::LlamaConfig;
 use super::llama_layer::{Extend, LastRows, Layer, Place};
-use super::lora::{AdapterPlace, LayerAdapter};
+use super::lora::LayerAdapter;
 use super::model_files::ModelFiles;
-use super::weights::Weights;
+use super::weights::{Weights, prefixed};
 use crate::device::TokenCost;
 use crate::ops::backend::Backend;
 use crate::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
@@ -62,6 +62,7 @@ pub(crate) fn landmarks(config: &LlamaConfig) -> [Vec<String>; 2] {
         embedding.push("lm_head.weight".into());
     }
     [embedding, vec![format!("layers.{last}.mlp.down_proj.weight")]]
+        .map(|names| names.iter().flat_map(|name| prefixed(PREFIXES, name)).collect())
 }
 
 impl Llama {
@@ -70,19 +71,10 @@ impl Llama {
     /// # Errors
     /// [`Error::Model`] naming a part that is missing, has the wrong shape or is not supported; [`Error::Io`] for
     /// unreadable files.
-    pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
-        Self::load_on(dir, &Backend::new(device, dtype))
-    }
-
-    /// Loads a model as [`Llama::load`] does, for another backend.
-    ///
-    /// # Errors
-    /// Those of [`Llama::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         Self::of(&ModelFiles::open(dir)?, backend)
     }
 
-    /// Loads a model from open files.
     pub(super) fn of(files: &ModelFiles, backend: &Backend) -> Result<Self> {
         let config = files.config()?;
         let weights = files.weights(backend)?;
@@ -134,12 +126,7 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error`] where a sequence can't be read, or the device fails.
-    pub fn vectors(
-        &self,
-        ids: &[Vec<u32>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+    pub fn vectors(&self, ids: &[Vec<u32>], token_budget: usize, progress: Progress<'_>) -> Result<Vectors> {
         self.check(ids)?;
         in_batches(ids, self.norm.device(), token_budget, &self.batching, progress, |packed| {
             self.forward(packed, Rows::LastOfEach)
@@ -153,20 +140,16 @@ impl Llama {
         ids: &[Vec<u32>],
         layer: usize,
         token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
+        progress: Progress<'_>,
+    ) -> Result<Vectors> {
         self.check(ids)?;
         in_batches(ids, self.norm.device(), token_budget, &self.batching, progress, |packed| {
             let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, &mut [], Rows::All, &[])?;
-            let states = match layer == self.layers.len() {
-                true => self.final_norm(&states)?,
-                false => states,
-            };
+            let states = if layer == self.layers.len() { self.final_norm(&states)? } else { states };
             spans.mean_rows(&states, MeanOf::AllButFirst)
         })
     }
 
-    /// Refuses sequences that the model cannot read.
     pub(crate) fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
         check_ids(ids, self.config.vocab_size, self.config.max_position_embeddings, &self.path)?;
         if ids.iter().any(|ids| ids.as_ref().is_empty()) {
@@ -176,9 +159,6 @@ impl Llama {
     }
 
     /// Returns the embeddings of token ids, `[T, hidden]`.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         self.embedding.rows(ids)
     }
@@ -230,7 +210,7 @@ impl Llama {
             let is_cached = !caches.is_empty();
             let mut extend = |k: &Tensor, v: &Tensor| cache::extend(caches, index, k, v, &packed.offsets);
             let cached = is_cached.then_some(&mut extend as &mut Extend<'_>);
-            x = layer.forward(x, &place, cached, adapter.get(index), None)?;
+            (x, _) = layer.forward(x, &place, cached, adapter.get(index))?;
         }
         Ok((x, spans))
     }
@@ -251,13 +231,6 @@ impl Llama {
         (self.norm.device(), self.norm.dtype())
     }
 
-    /// Returns the device and the dtypes of an adapter's corrections.
-    pub(crate) fn adapter_place(&self) -> AdapterPlace<'_> {
-        let (device, dtype) = self.activations();
-        AdapterPlace { dtype, device }
-    }
-
-    /// Applies the norm before the output head.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
         rms_norm(x, &self.norm, self.config.rms_norm_eps)
     }

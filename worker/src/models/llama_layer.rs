@@ -1,32 +1,27 @@
 //! One layer of Llama, forward, and backward to its input and its adapter. Frozen weights have no gradient.
 
 use candle_core::{DType, Device, Tensor};
+use strum::VariantArray as _;
 
 use super::batches::Packed;
 use super::config::LlamaConfig;
 use super::lora::{LayerAdapter, Projection};
 use super::weights::Weights;
+use crate::Result;
 use crate::ops::{
     Attention, AttentionSpans, Causality, FrozenLinear, LowRankGradient, Rope, add_rms_norm, rms_norm,
     rms_norm_backward, silu_mul, silu_mul_backward,
 };
-use crate::{Error, Result};
 
-/// A loaded layer.
 pub(super) struct Layer {
     input_norm: Tensor,
     post_norm: Tensor,
-    /// The linear layers in the order of [`Projection::ALL`].
-    linears: [FrozenLinear; 7],
+    /// The linear layers in the order of [`Projection`].
+    linears: Vec<FrozenLinear>,
     attention: Attention,
-    /// The norms of each head of queries and keys before the rotation, `[head_dim]` each, as in Qwen3.
-    head_norms: Option<HeadNorms>,
+    /// The norms of each head of queries and of keys before the rotation, `[head_dim]` each, as in Qwen3.
+    head_norms: [Option<Tensor>; 2],
     eps: f64,
-}
-
-struct HeadNorms {
-    q: Tensor,
-    k: Tensor,
 }
 
 /// The inputs that all layers of a pass share.
@@ -80,51 +75,46 @@ pub(super) struct LayerTape {
 
 impl Layer {
     pub(super) fn load(weights: &Weights, name: &str, config: &LlamaConfig) -> Result<Self> {
-        let hidden = config.hidden_size;
         let linear = |projection: Projection| -> Result<FrozenLinear> {
             let (rows, columns) = projection.shape(config);
             let path = format!("{name}.{}", projection.path());
             let bias = config.has_bias(projection).then(|| format!("{path}.bias"));
             weights.linear(&format!("{path}.weight"), [rows, columns], bias.as_deref())
         };
-        let norm = |part: &str| weights.tensor(&format!("{name}.{part}.weight"), &[hidden]);
-        let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
-        let head_norm = |part: &str| weights.tensor(&format!("{name}.self_attn.{part}.weight"), &[config.head_dim]);
-        let head_norms = match config.head_norms {
-            true => Some(HeadNorms { q: head_norm("q_norm")?, k: head_norm("k_norm")? }),
-            false => None,
+        let norm = |part: &str| weights.tensor(&format!("{name}.{part}.weight"), &[config.hidden_size]);
+        let head_norm = |part: &str| {
+            let load = || weights.tensor(&format!("{name}.self_attn.{part}.weight"), &[config.head_dim]);
+            config.head_norms.then(load).transpose()
         };
-        let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
-            input_norm,
-            post_norm,
-            linears: linears.try_into().map_err(|_| Error::Input("a layer has seven linear layers".into()))?,
+            input_norm: norm("input_layernorm")?,
+            post_norm: norm("post_attention_layernorm")?,
+            linears: Projection::VARIANTS.iter().copied().map(linear).collect::<Result<_>>()?,
             attention: Attention {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
             },
-            head_norms,
+            head_norms: [head_norm("q_norm")?, head_norm("k_norm")?],
             eps: config.rms_norm_eps,
         })
     }
 
-    /// Maps x `[T, hidden]` to `[T, hidden]`, or to `[B, hidden]` if only each sequence's last row is needed. A tape
-    /// needs all rows and no cache.
+    /// Maps x `[T, hidden]` to `[T, hidden]`, or to `[B, hidden]` if only each sequence's last row is needed. The tape
+    /// serves a backward pass over all rows without a cache.
     pub(super) fn forward(
         &self,
         x: Tensor,
         place: &Place<'_>,
         cached: Option<&mut Extend<'_>>,
         adapter: Option<&LayerAdapter>,
-        tape: Option<&mut Option<LayerTape>>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, LayerTape)> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let Place { spans, rope, only } = *place;
         let apply = |projection: Projection, x: &Tensor| self.apply(projection, x, adapter);
         let normed = rms_norm(&x, &self.input_norm, self.eps)?;
-        let norms = self.head_norms.as_ref();
-        let (k, raw_k) = self.norm_heads(apply(KProj, &normed)?, norms.map(|norms| &norms.k))?; // [T, kv_heads·head_dim]
+        let [q_norm, k_norm] = &self.head_norms;
+        let (k, raw_k) = self.norm_heads(apply(KProj, &normed)?, k_norm.as_ref())?; // [T, kv_heads·head_dim]
         let k = rope.turn(k)?;
         let v = apply(VProj, &normed)?;
         let each = cached.map(|extend| extend(&k, &v)).transpose()?;
@@ -134,7 +124,7 @@ impl Layer {
                 (x.index_select(&last.rows, 0)?, normed.index_select(&last.rows, 0)?, &last.spans, &last.rope)
             }
         };
-        let (q, raw_q) = self.norm_heads(apply(QProj, &normed)?, norms.map(|norms| &norms.q))?; // [T, heads·head_dim]
+        let (q, raw_q) = self.norm_heads(apply(QProj, &normed)?, q_norm.as_ref())?; // [T, heads·head_dim]
         let q = rope.turn(q)?;
         let attended = match each {
             Some(each) => self.attention.attend_each(&q, &each, spans)?,
@@ -145,10 +135,7 @@ impl Layer {
         let (gate, up) = (apply(GateProj, &normed)?, apply(UpProj, &normed)?);
         let gated = silu_mul(&gate, &up)?;
         let y = (&middle + apply(DownProj, &gated)?)?;
-        if let Some(tape) = tape {
-            *tape = Some(LayerTape { input: x, q, k, v, raw_q, raw_k, attended, middle, gate, up });
-        }
-        Ok(y)
+        Ok((y, LayerTape { input: x, q, k, v, raw_q, raw_k, attended, middle, gate, up }))
     }
 
     /// Takes the gradient of the layer's output. Returns the gradients of its input and of the layer's part of the
@@ -175,11 +162,9 @@ impl Layer {
         let (grad_q, grad_k, grad_v) =
             self.attention.backward(&tape.q, &tape.k, &tape.v, place.spans, &grad_attended)?;
         let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
-        let norms = self.head_norms.as_ref();
-        let grad_q =
-            self.norm_heads_backward(place.rope.turn_back(grad_q)?, tape.raw_q, norms.map(|norms| &norms.q))?;
-        let grad_k =
-            self.norm_heads_backward(place.rope.turn_back(grad_k)?, tape.raw_k, norms.map(|norms| &norms.k))?;
+        let [q_norm, k_norm] = &self.head_norms;
+        let grad_q = self.norm_heads_backward(place.rope.turn_back(grad_q)?, tape.raw_q, q_norm.as_ref())?;
+        let grad_k = self.norm_heads_backward(place.rope.turn_back(grad_k)?, tape.raw_k, k_norm.as_ref())?;
         let grad_q = through(QProj, &normed, &grad_q)?;
         let grad_k = through(KProj, &normed, &grad_k)?;
         let grad_v = through(VProj, &normed, &grad_v)?;

@@ -5,18 +5,18 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use llink_proto::settings::InstructSettings;
-use serde::{Deserialize, Serialize};
+use strum::VariantArray as _;
 
 use super::config::LlamaConfig;
 use crate::numerics::dropout::Dropout;
-use crate::numerics::random::{key, uniform};
+use crate::numerics::random::{fill_uniform, key};
 use crate::numerics::tensor_file::{self, TensorFile, Values};
 use crate::ops::{LowRank, RowMasks};
 use crate::{Error, Result};
 
-/// A linear layer of a decoder layer, by Llama's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// A linear layer of a decoder layer, by Llama's names, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::AsRefStr, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Projection {
     /// The queries.
     QProj,
@@ -35,36 +35,16 @@ pub enum Projection {
 }
 
 impl Projection {
-    /// All projections, in the order of the forward pass.
-    pub const ALL: [Self; 7] =
-        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
-
-    /// Returns the module's name, such as `q_proj`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
-        }
-    }
-
     /// Returns the module's name inside a decoder layer, such as `self_attn.q_proj`.
-    #[must_use]
     pub fn path(self) -> String {
         let block = match self {
             Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
             Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
         };
-        format!("{block}.{}", self.name())
+        format!("{block}.{}", self.as_ref())
     }
 
     /// Returns the rows and columns of its weight: (out, in).
-    #[must_use]
     pub const fn shape(self, config: &LlamaConfig) -> (usize, usize) {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let q_width = config.num_attention_heads * config.head_dim;
@@ -94,7 +74,7 @@ pub struct LoraOptions {
 
 impl Default for LoraOptions {
     fn default() -> Self {
-        Self { rank: 16, alpha: 16.0, dropout: 0.05, targets: Projection::ALL.to_vec() }
+        Self { rank: 16, alpha: 16.0, dropout: 0.05, targets: Projection::VARIANTS.to_vec() }
     }
 }
 
@@ -135,29 +115,23 @@ impl LoraAdapter {
         for layer in 0..adapter.layers {
             for (target, (a, _)) in adapter.ranges(layer).into_iter().enumerate() {
                 let key = key(&[seed, layer as u64, target as u64]);
-                let bound = 1.0 / (adapter.shapes[target].1 as f32).sqrt();
-                for (value, index) in adapter.parameters[a].iter_mut().zip(0..) {
-                    *value = bound * (2.0 * uniform(key, index) - 1.0);
-                }
+                fill_uniform(&mut adapter.parameters[a], adapter.shapes[target].1, key);
             }
         }
         Ok(adapter)
     }
 
     /// Returns the hyperparameters.
-    #[must_use]
     pub const fn options(&self) -> &LoraOptions {
         &self.options
     }
 
     /// Returns the number of decoder layers that it corrects.
-    #[must_use]
     pub const fn layers(&self) -> usize {
         self.layers
     }
 
     /// Returns the position of a layer's parameters.
-    #[must_use]
     pub fn layer_range(&self, layer: usize) -> Range<usize> {
         layer * self.layer_len()..(layer + 1) * self.layer_len()
     }
@@ -179,7 +153,6 @@ impl LoraAdapter {
     }
 
     /// Returns PEFT's name, the shape and the position of each tensor.
-    #[must_use]
     pub fn tensor_places(&self) -> Vec<(String, Vec<usize>, Range<usize>)> {
         let rank = self.options.rank;
         let mut places = Vec::new();
@@ -195,7 +168,6 @@ impl LoraAdapter {
     }
 
     /// Returns the parameters as tensors of a file.
-    #[must_use]
     pub fn tensors(&self) -> Vec<tensor_file::Tensor<'_>> {
         self.tensor_places()
             .into_iter()
@@ -227,43 +199,32 @@ impl LoraAdapter {
         }
     }
 
-    /// Returns the corrections of all layers, on the model's device and in its dtype.
-    pub(crate) fn on(&self, place: &AdapterPlace<'_>) -> Result<Vec<LayerAdapter>> {
-        self.layers_of(&self.parameters_on(place.device)?, place, None)
-    }
-
     /// Copies the parameters to a device, f32 `[n]`.
     pub(crate) fn parameters_on(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.parameters, self.parameters.len(), device)?)
     }
 
-    /// Returns the corrections of all layers, given parameters `[n]` on the device. `dropout` is for training.
+    /// Returns the corrections of all layers in `dtype`, given parameters `[n]` on their device. `dropout` is that of a
+    /// training step, with a key for each row.
     pub(crate) fn layers_of(
         &self,
         parameters: &Tensor,
-        place: &AdapterPlace<'_>,
-        dropout: Option<&RowDropout<'_>>,
+        dtype: DType,
+        dropout: Option<(Dropout, &[u64])>,
     ) -> Result<Vec<LayerAdapter>> {
-        let parameters = parameters.to_dtype(place.dtype)?;
-        (0..self.layers).map(|layer| self.layer(layer, &parameters, place, dropout)).collect()
+        let parameters = parameters.to_dtype(dtype)?;
+        (0..self.layers).map(|layer| self.layer(layer, &parameters, dropout)).collect()
     }
 
-    fn layer(
-        &self,
-        layer: usize,
-        parameters: &Tensor,
-        place: &AdapterPlace<'_>,
-        dropout: Option<&RowDropout<'_>>,
-    ) -> Result<LayerAdapter> {
+    fn layer(&self, layer: usize, parameters: &Tensor, dropout: Option<(Dropout, &[u64])>) -> Result<LayerAdapter> {
         let rank = self.options.rank;
         let mut adapter = LayerAdapter { corrections: [const { None }; 7] };
         let start = self.layer_range(layer).start;
         let targets = self.options.targets.iter().zip(&self.shapes);
         for ((target, (outer, inner)), (a, b)) in targets.zip(self.ranges(layer)) {
-            let masks = dropout.map(|dropout| {
-                let keys = dropout.keys.iter();
-                let row = |row: &u64| dropout.dropout.row(key(&[*row, layer as u64, *target as u64]));
-                RowMasks::new(keys.map(row).collect(), place.device)
+            let masks = dropout.map(|(dropout, keys)| {
+                let row = |row: &u64| dropout.row(key(&[*row, layer as u64, *target as u64]));
+                RowMasks::new(keys.iter().map(row).collect(), parameters.device())
             });
             let matrix = |range: &Range<usize>, rows: usize, columns: usize| {
                 parameters.narrow(0, range.start, range.len())?.reshape((rows, columns))
@@ -280,27 +241,12 @@ impl LoraAdapter {
     }
 }
 
-/// The device and the dtypes of an adapter's corrections.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AdapterPlace<'a> {
-    pub(crate) dtype: DType,
-    pub(crate) device: &'a Device,
-}
-
-/// The dropout of one training step, and a key for each row.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RowDropout<'a> {
-    pub(crate) dropout: Dropout,
-    pub(crate) keys: &'a [u64],
-}
-
 /// One layer's corrections, each with its start in the layer's parameters.
 pub(crate) struct LayerAdapter {
     corrections: [Option<(LowRank, usize)>; 7],
 }
 
 impl LayerAdapter {
-    /// Returns the correction of one linear layer, if it has one.
     pub(crate) fn get(&self, projection: Projection) -> Option<&(LowRank, usize)> {
         self.corrections[projection as usize].as_ref()
     }

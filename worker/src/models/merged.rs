@@ -14,10 +14,9 @@ use safetensors::tensor::Dtype;
 
 use super::llama::PREFIXES;
 use super::lora::LoraAdapter;
-use super::weights::{Entry, INDEX, SINGLE, map_file, weight_files};
+use super::weights::{Entry, INDEX, SINGLE, entries, is_read, prefixed};
 use crate::{Error, Result};
 
-/// The weights of a decoder folder with an adapter folded in.
 pub(crate) struct MergedWeights<'a> {
     adapter: &'a LoraAdapter,
     entries: BTreeMap<String, Entry>,
@@ -26,10 +25,7 @@ pub(crate) struct MergedWeights<'a> {
 }
 
 /// The positions of A and B among the adapter's parameters.
-struct Correction {
-    a: Range<usize>,
-    b: Range<usize>,
-}
+type Correction = [Range<usize>; 2];
 
 /// A tensor of the merged decoder. A corrected one is computed when it is written.
 struct Merged<'a> {
@@ -43,33 +39,24 @@ impl<'a> MergedWeights<'a> {
     /// # Errors
     /// [`Error::Model`] when there are no weights, or one that the adapter corrects is missing or has another shape.
     pub(crate) fn open(dir: &Path, adapter: &'a LoraAdapter) -> Result<Self> {
-        let mut entries = HashMap::new();
-        for path in weight_files(dir)? {
-            map_file(&path, &mut entries)?;
-        }
-        let refuse = |reason: String| Error::Model { path: dir.display().to_string(), reason };
+        let entries = entries(dir)?;
+        let refuse = |reason: String| Error::model(dir.display(), reason);
         let mut corrections = HashMap::new();
         let places = adapter.tensor_places();
-        for pair in places.chunks_exact(2) {
-            let [(name, a_shape, a), (_, b_shape, b)] = pair else {
-                continue;
-            };
+        for [(name, a_shape, a), (_, b_shape, b)] in places.as_chunks::<2>().0 {
             let name = name
                 .strip_prefix("base_model.model.model.")
                 .and_then(|name| name.strip_suffix("lora_A.weight"))
                 .map(|module| format!("{module}weight"))
                 .unwrap_or_default();
-            let mut names = PREFIXES.iter().map(|prefix| format!("{prefix}{name}"));
-            let found = names.find(|name| entries.contains_key(name));
-            let found =
+            let found = prefixed(PREFIXES, &name).find_map(|name| entries.get_key_value(&name));
+            let (found, entry) =
                 found.ok_or_else(|| refuse(format!("tensor {name}, which the adapter corrects, is missing")))?;
-            let entry: &Entry = &entries[&found];
-            if entry.shape != [b_shape[0], a_shape[1]] || !is_float(entry.dtype) {
+            if entry.shape != [b_shape[0], a_shape[1]] || !is_read(entry.dtype) {
                 let (dtype, shape) = (entry.dtype, &entry.shape);
                 return Err(refuse(format!("tensor {found} is {dtype:?} {shape:?}: the adapter can't correct it")));
             }
-            let correction = Correction { a: a.clone(), b: b.clone() };
-            corrections.insert(found, correction);
+            corrections.insert(found.clone(), [a.clone(), b.clone()]);
         }
         Ok(Self { adapter, entries: entries.into_iter().collect(), corrections })
     }
@@ -92,14 +79,10 @@ impl<'a> MergedWeights<'a> {
             1 => SINGLE.to_owned(),
             _ => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
-        let named = (1..).zip(files).map(|(number, (_, names))| (file_name(number), names));
-        named.collect()
+        (1..).zip(files).map(|(number, (_, names))| (file_name(number), names)).collect()
     }
 
     /// Returns the content of a file with these tensors.
-    ///
-    /// # Errors
-    /// None that its invariants allow.
     pub(crate) fn content(&self, names: &[&str]) -> Result<Vec<u8>> {
         let tensors = names.iter().map(|name| {
             let correction = self.corrections.get(*name).map(|found| (found, self.adapter));
@@ -136,9 +119,9 @@ impl View for Merged<'_> {
         let Some((correction, adapter)) = self.correction else {
             return bytes.into();
         };
-        let mut weight = to_f32(self.entry.dtype, bytes);
-        let (options, values) = (adapter.options(), &adapter.parameters);
-        let (a, b) = (&values[correction.a.clone()], &values[correction.b.clone()]);
+        let mut weight = self.entry.stored().values();
+        let options = adapter.options();
+        let [a, b] = correction.each_ref().map(|range| &adapter.parameters[range.clone()]);
         let scale = (options.alpha / options.rank as f64) as f32;
         add_product(&mut weight, scale, a, b, options.rank);
         from_f32(self.entry.dtype, &weight).into()
@@ -158,19 +141,6 @@ fn add_product(weight: &mut [f32], scale: f32, a: &[f32], b: &[f32], rank: usize
             row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * b * a);
         }
     });
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
-}
-
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.as_chunks().0.iter().map(|half| u16::from_le_bytes(*half));
-    match dtype {
-        Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-        Dtype::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-        _ => bytes.as_chunks().0.iter().map(|whole| f32::from_le_bytes(*whole)).collect(),
-    }
 }
 
 fn from_f32(dtype: Dtype, values: &[f32]) -> Vec<u8> {

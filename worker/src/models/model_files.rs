@@ -6,6 +6,7 @@ use super::chat::Chat;
 use super::config::LlamaConfig;
 use super::conventions::Conventions;
 use super::gguf::{Gguf, is_gguf};
+use super::json::JsonFile;
 use super::llama::PREFIXES;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
@@ -13,15 +14,11 @@ use crate::Result;
 use crate::ops::backend::Backend;
 
 /// Refuses a folder whose tokenizer and chat template cannot be used with an embedding of `rows` rows.
-///
-/// # Errors
-/// Those of [`Decoder::load`](super::Decoder::load).
 pub(super) fn check_folder(dir: &Path, tokenizer: Tokenizer, rows: usize) -> Result<()> {
     let tokenizer = tokenizer.for_rows(rows)?.guarded()?;
     let conventions = Conventions::read(dir, &tokenizer)?;
     // Rows without a token do not matter here, and a large unknown `rows` would be too many to list.
-    Chat::new(&conventions, &tokenizer, rows.min(tokenizer.vocab_size()))?;
-    Ok(())
+    Chat::new(&conventions, &tokenizer, rows.min(tokenizer.vocab_size())).map(|_| ())
 }
 
 /// Refuses a GGUF file that cannot be used as a decoder, without unpacking its weights.
@@ -32,11 +29,9 @@ pub fn check_gguf(path: &Path) -> Result<()> {
     let files = ModelFiles::Gguf(Gguf::open(path)?);
     let rows = files.config()?.vocab_size;
     let tokenizer = files.tokenizer(rows)?;
-    Chat::new(&files.conventions(&tokenizer)?, &tokenizer, rows)?;
-    Ok(())
+    Chat::new(&files.conventions(&tokenizer)?, &tokenizer, rows).map(|_| ())
 }
 
-/// A decoder's files.
 pub(super) enum ModelFiles {
     /// A folder with `config.json`, `tokenizer.json`, safetensors and the files of the chat format.
     Folder(PathBuf),
@@ -56,11 +51,10 @@ impl ModelFiles {
         }
     }
 
-    /// Returns the model's shape.
     pub(super) fn config(&self) -> Result<LlamaConfig> {
         match self {
             Self::Folder(dir) => LlamaConfig::load(dir),
-            Self::Gguf(file) => LlamaConfig::of(file.path(), file.config()?),
+            Self::Gguf(file) => LlamaConfig::of(&JsonFile { path: file.path().to_owned(), value: file.config()? }),
         }
     }
 
@@ -73,7 +67,6 @@ impl ModelFiles {
         tokenizer.for_rows(rows)?.guarded()
     }
 
-    /// Returns the conventions besides the tokenizer.
     pub(super) fn conventions(&self, tokenizer: &Tokenizer) -> Result<Conventions> {
         match self {
             Self::Folder(dir) => Conventions::read(dir, tokenizer),
@@ -81,7 +74,6 @@ impl ModelFiles {
         }
     }
 
-    /// Returns the weights for `backend`.
     pub(super) fn weights(&self, backend: &Backend) -> Result<Weights> {
         match self {
             Self::Folder(dir) => Weights::open(dir, PREFIXES, backend),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::json;
+use strum::VariantArray as _;
 
 use super::config::LlamaConfig;
 use super::lora::{LoraAdapter, LoraOptions, Projection};
@@ -16,9 +17,8 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 
 /// Returns an adapter's options as PEFT reads them. `base_model` names the model that the adapter was trained on.
-#[must_use]
 pub fn config_json(options: &LoraOptions, base_model: &str) -> String {
-    let targets: Vec<&str> = options.targets.iter().map(|target| target.name()).collect();
+    let targets: Vec<&str> = options.targets.iter().map(AsRef::as_ref).collect();
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -37,9 +37,6 @@ pub fn config_json(options: &LoraOptions, base_model: &str) -> String {
 }
 
 /// Returns an adapter's weights under PEFT's names.
-///
-/// # Errors
-/// None that its invariants allow.
 pub fn weights(adapter: &LoraAdapter) -> Result<Vec<u8>> {
     // Transformers refuses a file without this entry.
     tensor_file::write(&adapter.tensors(), HashMap::from([("format".to_owned(), "pt".to_owned())]))
@@ -83,7 +80,7 @@ struct Raw {
 }
 
 fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
-    let refuse = |reason: String| Error::Model { path: name.into(), reason };
+    let refuse = |reason: String| Error::model(name, reason);
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
     let unsupported = [
         ("peft_type", raw.peft_type != "LORA"),
@@ -97,11 +94,10 @@ fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
     if let Some((key, _)) = unsupported.iter().find(|(_, asked)| *asked) {
         return Err(refuse(format!("`{key}` is not supported: only plain LoRA is")));
     }
-    let known = |target: &Projection| raw.target_modules.iter().any(|name| name == target.name());
-    let targets: Vec<Projection> = Projection::ALL.into_iter().filter(known).collect();
-    if let Some(other) =
-        raw.target_modules.iter().find(|name| !targets.iter().any(|target| target.name() == name.as_str()))
-    {
+    let known = |target: &Projection| raw.target_modules.iter().any(|name| name == target.as_ref());
+    let targets: Vec<Projection> = Projection::VARIANTS.iter().copied().filter(known).collect();
+    let unknown = |name: &&String| !targets.iter().any(|target| target.as_ref() == *name);
+    if let Some(other) = raw.target_modules.iter().find(unknown) {
         return Err(refuse(format!("`target_modules` names {other}, which is not a layer of the decoder")));
     }
     // rsLoRA scales by alpha / √rank.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::json;
+use super::json::JsonFile;
 use super::weights::Weights;
 use crate::ops::backend::Backend;
 use crate::{Error, Result};
@@ -29,7 +29,6 @@ pub enum Pooling {
 
 impl Pooling {
     /// Returns the name in job files, facts and bundles.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mean => "mean",
@@ -65,7 +64,6 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Returns the text for the tokenizer.
     pub(crate) fn text(&self, text: &str) -> String {
         let text = format!("{}{text}", self.prefix);
         if self.lowercase { text.to_lowercase() } else { text }
@@ -112,21 +110,21 @@ impl FolderReading {
     fn of_files(dir: &Path, pooling: Option<Pooling>) -> Result<Self> {
         let mut found = Self::default();
         found.reading.pooling = pooling.unwrap_or_default();
-        if let Some(file) = Json::read_if_there(&dir.join(TEXT_MODULE))? {
+        if let Some(file) = JsonFile::read_if_there(&dir.join(TEXT_MODULE))? {
             let raw: RawTextModule = file.parse()?;
             found.max_tokens = raw.max_seq_length;
             found.reading.lowercase = raw.do_lower_case;
         }
-        if let Some(file) = Json::read_if_there(&dir.join(PROMPTS))? {
+        if let Some(file) = JsonFile::read_if_there(&dir.join(PROMPTS))? {
             let raw: RawPrompts = file.parse()?;
             let default = raw.default_prompt_name.and_then(|name| raw.prompts.get(&name).cloned());
             found.reading.prefix = default.unwrap_or_default();
         }
-        let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
+        let Some(modules) = JsonFile::read_if_there(&dir.join(MODULES))? else {
             return Ok(found);
         };
         // Newer versions of sentence-transformers keep the limit with the tokenizer. They write 10^30 for no limit.
-        if let (None, Some(file)) = (found.max_tokens, Json::read_if_there(&dir.join(TOKENIZER))?) {
+        if let (None, Some(file)) = (found.max_tokens, JsonFile::read_if_there(&dir.join(TOKENIZER))?) {
             let most = file.value.get("model_max_length").and_then(|most| most.as_u64());
             found.max_tokens = most.and_then(|most| usize::try_from(most).ok());
         }
@@ -136,7 +134,7 @@ impl FolderReading {
         Ok(found)
     }
 
-    fn add(&mut self, dir: &Path, module: &RawModule, wished: Option<Pooling>, modules: &Json) -> Result<()> {
+    fn add(&mut self, dir: &Path, module: &RawModule, wished: Option<Pooling>, modules: &JsonFile) -> Result<()> {
         let kind = module.kind.rsplit('.').next().unwrap_or_default();
         match kind {
             "Transformer" if module.path.is_empty() => Ok(()),
@@ -146,10 +144,10 @@ impl FolderReading {
             ))),
             "Pooling" if wished.is_some() => Ok(()),
             "Pooling" => {
-                let file = Json::read(&dir.join(&module.path).join("config.json"))?;
+                let file = JsonFile::read(&dir.join(&module.path).join("config.json"))?;
                 self.reading.pooling = pooling(&file)?;
                 if file.value.get("include_prompt").and_then(|on| on.as_bool()) == Some(false) {
-                    return Err(file.refuse("include_prompt is false: a mean without the prefix is not supported".into()));
+                    return Err(file.refuse("include_prompt is false: a mean without the prefix is not supported"));
                 }
                 Ok(())
             }
@@ -173,7 +171,7 @@ impl FolderReading {
 
 /// Returns the folders of a model's dense layers, in order. Other modules are not checked.
 pub(crate) fn dense_folders(dir: &Path) -> Result<Vec<PathBuf>> {
-    let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
+    let Some(modules) = JsonFile::read_if_there(&dir.join(MODULES))? else {
         return Ok(Vec::new());
     };
     let modules: Vec<RawModule> = modules.parse()?;
@@ -182,7 +180,7 @@ pub(crate) fn dense_folders(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Returns the one mode that a `Pooling` module turns on.
-fn pooling(file: &Json) -> Result<Pooling> {
+fn pooling(file: &JsonFile) -> Result<Pooling> {
     let object = file.value.as_object().into_iter().flatten();
     let on: Vec<&str> = object
         .filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true))
@@ -211,7 +209,6 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Loads the dense layers in `folders`.
     pub(crate) fn load(reading: &Reading, folders: &[PathBuf], hidden: usize, device: &Device) -> Result<Self> {
         let mut dense: Vec<Dense> = Vec::with_capacity(folders.len());
         for folder in folders {
@@ -251,21 +248,20 @@ struct Dense {
 
 impl Dense {
     fn load(folder: &Path, input: usize, device: &Device) -> Result<Self> {
-        let file = Json::read(&folder.join("config.json"))?;
+        let file = JsonFile::read(&folder.join("config.json"))?;
         let raw: RawDense = file.parse()?;
-        let activation = raw.activation_function.rsplit('.').next().unwrap_or_default();
+        let function = raw.activation_function.as_deref().unwrap_or("Tanh");
+        let activation = function.rsplit('.').next().unwrap_or_default();
         if !["Tanh", "Identity"].contains(&activation) {
-            return Err(file.refuse(format!(
-                "activation_function {:?} is not supported (supported: Tanh, Identity)",
-                raw.activation_function
-            )));
+            let reason = format!("activation_function {function:?} is not supported (supported: Tanh, Identity)");
+            return Err(file.refuse(reason));
         }
         if raw.in_features != input {
             let reason = format!("in_features is {}, but its input has width {input}", raw.in_features);
             return Err(file.refuse(reason));
         }
         let weights = Weights::open(folder, &[""], &Backend::of_tensors(device, DType::F32))?;
-        let bias = raw.bias.then(|| weights.tensor("linear.bias", &[raw.out_features]));
+        let bias = raw.bias.unwrap_or(true).then(|| weights.tensor("linear.bias", &[raw.out_features]));
         Ok(Self {
             weight: weights.tensor("linear.weight", &[raw.out_features, raw.in_features])?,
             bias: bias.transpose()?,
@@ -280,30 +276,6 @@ impl Dense {
             x = x.broadcast_add(bias)?;
         }
         Ok(if self.tanh { x.tanh()? } else { x })
-    }
-}
-
-/// A JSON file and its name.
-struct Json {
-    path: String,
-    value: serde_json::Value,
-}
-
-impl Json {
-    fn read(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.display().to_string(), value: json::read(path)? })
-    }
-
-    fn read_if_there(path: &Path) -> Result<Option<Self>> {
-        path.exists().then(|| Self::read(path)).transpose()
-    }
-
-    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
-        json::parse(&self.value).map_err(|reason| self.refuse(reason))
-    }
-
-    fn refuse(&self, reason: String) -> Error {
-        Error::Model { path: self.path.clone(), reason }
     }
 }
 
@@ -333,16 +305,6 @@ struct RawPrompts {
 struct RawDense {
     in_features: usize,
     out_features: usize,
-    #[serde(default = "yes")]
-    bias: bool,
-    #[serde(default = "tanh")]
-    activation_function: String,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn tanh() -> String {
-    "Tanh".into()
+    bias: Option<bool>,
+    activation_function: Option<String>,
 }

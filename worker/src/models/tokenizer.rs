@@ -58,9 +58,8 @@ impl Tokenizer {
     /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a supported tokenizer.
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
-        let path = file.display().to_string();
-        let bytes = std::fs::read(&file).map_err(|source| Error::Io { path: path.clone(), source })?;
-        Self::from_bytes(&path, &bytes)
+        let bytes = std::fs::read(&file).map_err(Error::io(&file))?;
+        Self::from_bytes(&file.display().to_string(), &bytes)
     }
 
     /// Reads the content of a `tokenizer.json`. Errors call it `path`.
@@ -69,8 +68,7 @@ impl Tokenizer {
     /// [`Error::Model`] when it is not a supported tokenizer.
     pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Self> {
         if let Some(reason) = placeholder(bytes) {
-            let path = path.to_owned();
-            return Err(Error::Model { path, reason });
+            return Err(Error::model(path, reason));
         }
         let inner = tokenizers::Tokenizer::from_bytes(json::without_mark(bytes));
         Self::of(path, inner.map_err(|error| refuse(path, &error))?)
@@ -87,7 +85,7 @@ impl Tokenizer {
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
         Ok(Self {
             special: special.collect(),
-            vocab_size: highest_id(&inner).map_or(0, |id| id as usize + 1),
+            vocab_size: inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1),
             rows: usize::MAX,
             controls: Controls::default(),
             path: path.to_owned(),
@@ -110,7 +108,8 @@ impl Tokenizer {
             .collect();
         controls.sort_by(|(a, one), (b, other)| (other.content.len(), a).cmp(&(one.content.len(), b)));
         // The library numbers added tokens from the count of tokens on. A vocabulary with gaps already has ids there.
-        let next = self.inner.get_vocab_size(false).max(highest_added(&self.inner));
+        let highest = self.inner.get_added_tokens_decoder().into_keys().max();
+        let next = self.inner.get_vocab_size(false).max(highest.map_or(0, |id| id as usize + 1));
         let fillers = (next..self.vocab_size).map(|id| AddedToken::from(format!("{MARK}{MARK}{id}"), false));
         // The library hides special tokens only.
         let hidden = controls.iter().map(|(_, token)| token.clone().special(true));
@@ -142,9 +141,6 @@ impl Tokenizer {
     }
 
     /// Returns the token ids of one text.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::encode_batch`].
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -155,9 +151,6 @@ impl Tokenizer {
 
     /// Returns the token ids of a text with marks, and [`NO_TOKEN`] for each slot's mark. The template's tokens are not
     /// added.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::encode_batch`].
     pub(super) fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| self.refuse(error))?;
         let Controls { tokens, first_mark } = &self.controls;
@@ -174,11 +167,11 @@ impl Tokenizer {
         let mut marked = String::new();
         let mut rest = template;
         while let Some(next) = rest.chars().next() {
-            let here = self.controls.tokens.iter().position(|(token, _)| rest.starts_with(token.as_str()));
-            match here {
-                Some(index) => {
-                    marked.push_str(&mark(index as u32 + 1));
-                    rest = &rest[self.controls.tokens[index].0.len()..];
+            let mut controls = (1..).zip(&self.controls.tokens);
+            match controls.find_map(|(index, (token, _))| Some((index, rest.strip_prefix(token.as_str())?))) {
+                Some((index, after)) => {
+                    marked.push_str(&mark(index));
+                    rest = after;
                 }
                 None => {
                     marked.push(next);
@@ -189,17 +182,13 @@ impl Tokenizer {
         marked
     }
 
-    /// Returns the first control token in a template's text, and its id.
-    pub(super) fn first_control(&self, template: &str) -> Option<(&str, u32)> {
-        let tokens = self.controls.tokens.iter().enumerate();
-        let found = tokens.filter_map(|(index, (token, _))| Some((template.find(token.as_str())?, index)));
+    /// Returns the id of the first control token in a template's text.
+    pub(super) fn first_control(&self, template: &str) -> Option<u32> {
+        let found = self.controls.tokens.iter().filter_map(|(token, id)| Some((template.find(token)?, *id)));
         // Among tokens at one place, the first is the longest.
-        let (_, index) = found.min()?;
-        let (token, id) = &self.controls.tokens[index];
-        Some((token, *id))
+        found.min_by_key(|(place, _)| *place).map(|(_, id)| id)
     }
 
-    /// Returns the control tokens and their ids.
     pub(super) fn controls(&self) -> &[(String, u32)] {
         &self.controls.tokens
     }
@@ -218,9 +207,6 @@ impl Tokenizer {
     }
 
     /// Returns the longest beginning of `text` that has at most `max_tokens` tokens and ends between two characters.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::encode_batch`].
     pub(super) fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
         // A token has at least one byte, except for one that a normalizer may add at the front.
         if text.len() < max_tokens {
@@ -242,8 +228,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let said = ids.iter().filter(|id| !self.special.contains(id)).copied();
-        let said: Vec<u32> = said.collect();
+        let said: Vec<u32> = ids.iter().copied().filter(|id| !self.is_special(*id)).collect();
         self.inner.decode(&said, false).map_err(|error| self.refuse(error))
     }
 
@@ -262,10 +247,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] with the token's name when the vocabulary lacks it.
     pub fn require(&self, token: &str) -> Result<u32> {
-        self.token_to_id(token).ok_or_else(|| Error::Model {
-            path: self.path.clone(),
-            reason: format!("the vocabulary lacks the token {token}"),
-        })
+        let id = self.token_to_id(token);
+        id.ok_or_else(|| Error::model(&self.path, format!("the vocabulary lacks the token {token}")))
     }
 
     /// Returns the tokenizer of a model whose embedding has `rows` rows. It may have more tokens, such as one for
@@ -290,13 +273,11 @@ impl Tokenizer {
             return Ok(ids);
         };
         let (token, rows) = (self.inner.id_to_token(*id).unwrap_or_default(), self.rows);
-        Err(Error::Model {
-            path: self.path.clone(),
-            reason: format!(
-                "a text has the token {token:?} with id {id}, but the model has embeddings for ids below {rows} only \
-                 (config.json's vocab_size): enlarge its embedding, or take the tokenizer that belongs to it"
-            ),
-        })
+        let reason = format!(
+            "a text has the token {token:?} with id {id}, but the model has embeddings for ids below {rows} only \
+             (config.json's vocab_size): enlarge its embedding, or take the tokenizer that belongs to it"
+        );
+        Err(Error::model(&self.path, reason))
     }
 
     fn refuse(&self, error: tokenizers::Error) -> Error {
@@ -305,17 +286,7 @@ impl Tokenizer {
 }
 
 fn refuse(path: &str, error: &tokenizers::Error) -> Error {
-    Error::Model { path: path.to_owned(), reason: error.to_string() }
-}
-
-fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
-    tokenizer.get_vocab(true).into_values().max()
-}
-
-/// Returns one more than the highest id of an added token.
-fn highest_added(tokenizer: &tokenizers::Tokenizer) -> usize {
-    let added = tokenizer.get_added_tokens_decoder();
-    added.keys().max().map_or(0, |id| *id as usize + 1)
+    Error::model(path, error.to_string())
 }
 
 /// Returns the mark of a slot, 0, or of a control token.

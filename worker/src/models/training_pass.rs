@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use super::batches::Packed;
 use super::llama::Llama;
 use super::llama_layer::{LayerTape, Place};
-use super::lora::{LayerAdapter, LoraAdapter, RowDropout};
+use super::lora::{LayerAdapter, LoraAdapter};
 use crate::Result;
 use crate::llink::next_token_loss::{AnswerTokens, Wanted, next_token_loss};
 use crate::numerics::dropout::Dropout;
@@ -49,9 +49,6 @@ pub struct Adapter<'a> {
 
 impl<'a> Adapter<'a> {
     /// Copies an adapter's parameters to the device of `model`.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn new(adapter: &'a LoraAdapter, model: &Llama) -> Result<Self> {
         let parameters = adapter.parameters_on(model.activations().0)?;
         Ok(Self::of_tensor(adapter, parameters))
@@ -83,11 +80,10 @@ struct Setup {
 impl Setup {
     fn new(model: &Llama, adapter: &Adapter<'_>, batch: &TrainingBatch<'_>, embeddings: &Tensor) -> Result<Self> {
         let (device, dtype) = (embeddings.device(), embeddings.dtype());
-        let dropout = batch.dropout.map(|(dropout, keys)| RowDropout { dropout, keys });
         let packed = Packed { ids: batch.ids.to_vec(), offsets: batch.offsets.to_vec() };
         let offsets = || batch.offsets.to_vec();
         Ok(Self {
-            adapter: adapter.shape.layers_of(&adapter.parameters, &model.adapter_place(), dropout.as_ref())?,
+            adapter: adapter.shape.layers_of(&adapter.parameters, dtype, batch.dropout)?,
             spans: AttentionSpans::new(offsets(), offsets(), Causality::Causal, dtype, device)?,
             rope: model.rope(&packed, |_| 0, dtype, device)?,
         })
@@ -106,9 +102,6 @@ enum Kept {
 impl Llama {
     /// Runs the forward pass from embeddings `[T, hidden]`. Returns the next-token loss of the answer's tokens with
     /// what its backward pass needs.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn train(
         &self,
         adapter: &Adapter<'_>,
@@ -116,54 +109,34 @@ impl Llama {
         embeddings: Tensor,
         activations: Activations,
     ) -> Result<TrainingPass<'_>> {
-        TrainingPass::forward(self, adapter, batch, embeddings, activations)
+        let setup = Setup::new(self, adapter, batch, &embeddings)?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let mut x = embeddings;
+        for (layer, adapter) in self.layers.iter().zip(&setup.adapter) {
+            let (y, tape) = layer.forward(x.clone(), &setup.place(), None, Some(adapter))?;
+            layers.push(match activations {
+                Activations::Kept => Kept::Tape(tape),
+                Activations::Recomputed => Kept::Input(x),
+            });
+            x = y;
+        }
+        let (loss, grad_output) = answer_loss(self, &x, batch, Wanted::LossAndGradient)?;
+        Ok(TrainingPass { model: self, setup, layers, grad_output, loss })
     }
 
     /// Computes only the loss of [`Llama::train`], a scalar in f32 that the device may still be computing.
-    ///
-    /// # Errors
-    /// Those of [`Llama::train`].
     pub fn answer_loss(&self, adapter: &Adapter<'_>, batch: &TrainingBatch<'_>, embeddings: Tensor) -> Result<Tensor> {
         let setup = Setup::new(self, adapter, batch, &embeddings)?;
         let mut x = embeddings;
         for (layer, adapter) in self.layers.iter().zip(&setup.adapter) {
-            x = layer.forward(x, &setup.place(), None, Some(adapter), None)?;
+            x = layer.forward(x, &setup.place(), None, Some(adapter))?.0;
         }
         Ok(answer_loss(self, &x, batch, Wanted::Loss)?.0)
     }
 }
 
-impl<'a> TrainingPass<'a> {
-    /// Runs `embeddings` `[T, hidden]` through the decoder and computes the loss of the answer's tokens.
-    fn forward(
-        model: &'a Llama,
-        adapter: &Adapter<'_>,
-        batch: &TrainingBatch<'_>,
-        embeddings: Tensor,
-        activations: Activations,
-    ) -> Result<Self> {
-        let setup = Setup::new(model, adapter, batch, &embeddings)?;
-        let mut layers = Vec::with_capacity(model.layers.len());
-        let mut x = embeddings;
-        for (layer, adapter) in model.layers.iter().zip(&setup.adapter) {
-            match activations {
-                Activations::Kept => {
-                    let mut tape = None;
-                    x = layer.forward(x, &setup.place(), None, Some(adapter), Some(&mut tape))?;
-                    layers.extend(tape.map(Kept::Tape));
-                }
-                Activations::Recomputed => {
-                    layers.push(Kept::Input(x.clone()));
-                    x = layer.forward(x, &setup.place(), None, Some(adapter), None)?;
-                }
-            }
-        }
-        let (loss, grad_output) = answer_loss(model, &x, batch, Wanted::LossAndGradient)?;
-        Ok(Self { model, setup, layers, grad_output, loss })
-    }
-
+impl TrainingPass<'_> {
     /// Returns this rank's share of the mean next-token loss, a scalar in f32 that the device may still be computing.
-    #[must_use]
     pub const fn loss(&self) -> &Tensor {
         &self.loss
     }
@@ -181,11 +154,7 @@ impl<'a> TrainingPass<'a> {
         for (index, ((weights, corrections), kept)) in layers.enumerate().rev() {
             let tape = match kept {
                 Kept::Tape(tape) => tape,
-                Kept::Input(input) => {
-                    let mut tape = None;
-                    weights.forward(input, &place, None, Some(corrections), Some(&mut tape))?;
-                    tape.ok_or_else(|| candle_core::Error::Msg("a layer left no tape".into()))?
-                }
+                Kept::Input(input) => weights.forward(input, &place, None, Some(corrections))?.1,
             };
             let (grad_input, grad_adapter) = weights.backward(tape, grad, &place, corrections)?;
             ready(index, grad_adapter)?;
@@ -219,10 +188,7 @@ fn answer_loss(model: &Llama, x: &Tensor, batch: &TrainingBatch<'_>, wanted: Wan
 
 /// Returns the number of logits that are held at once: 64 MiB of them, and more on GPUs, which need large pieces.
 fn logits_at_once(device: &Device) -> usize {
-    match device.is_cpu() {
-        true => 1 << 24,
-        false => 1 << 27,
-    }
+    if device.is_cpu() { 1 << 24 } else { 1 << 27 }
 }
 
 /// Writes rows to `positions` of a tensor of zeros like x `[T, hidden]`. A GPU gathers rows in parallel, but would add

@@ -42,17 +42,30 @@ pub(super) struct Entry {
     pub(super) shape: Vec<usize>,
 }
 
+impl Entry {
+    /// Returns the values in place. The tensor's dtype is one that [`is_read`].
+    pub(super) fn stored(&self) -> Stored {
+        let format = match self.dtype {
+            Dtype::BF16 => Format::Bf16,
+            Dtype::F16 => Format::F16,
+            _ => Format::F32,
+        };
+        Stored::mapped(self.file.clone(), self.bytes.clone(), format)
+    }
+}
+
+/// Returns whether weights may have this number format.
+pub(super) fn is_read(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
+}
+
 impl Weights {
     /// Maps the weight files of `dir`. A tensor is looked up under each of `prefixes` in turn.
     ///
     /// # Errors
     /// [`Error::Model`] when there is no weight file, a listed shard is missing, or a file is damaged.
     pub fn open(dir: &Path, prefixes: &'static [&'static str], backend: &Backend) -> Result<Self> {
-        let mut entries = HashMap::new();
-        for path in weight_files(dir)? {
-            map_file(&path, &mut entries)?;
-        }
-        Ok(Self { dir: dir.display().to_string(), entries, prefixes, backend: backend.clone() })
+        Ok(Self { dir: dir.display().to_string(), entries: entries(dir)?, prefixes, backend: backend.clone() })
     }
 
     /// Returns the weights of a GGUF file, by the names of a folder. Values in blocks are unpacked to bf16.
@@ -63,17 +76,8 @@ impl Weights {
         Ok(Self { dir: file.path().to_owned(), entries: file.entries()?, prefixes: &[""], backend: backend.clone() })
     }
 
-    /// Returns the folder or file for errors.
     pub(super) fn path(&self) -> &str {
         &self.dir
-    }
-
-    /// Returns the dtype of the activations. On the CPU it is f32, whatever the dtype of the products is.
-    pub fn activation_dtype(&self) -> DType {
-        match self.precision() {
-            Some(_) => DType::F32,
-            None => self.backend.dtype(),
-        }
     }
 
     /// Returns the precision of products with weights in their file. `None` if weights are tensors, or the matrices do
@@ -92,31 +96,23 @@ impl Weights {
     /// # Errors
     /// [`Error::Model`] with the tensor's name when it is missing, has another shape, or is not f32, bf16 or f16.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let (entry, format) = self.entry(name, shape)?;
-        let dtype = match format {
-            Format::F32 => DType::F32,
-            Format::Bf16 => DType::BF16,
-            Format::F16 => DType::F16,
+        let entry = self.entry(name, shape)?;
+        let dtype = match entry.dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => DType::F32,
         };
         // The values go to the device in the file's own dtype and are converted there.
         let tensor = Tensor::from_raw_buffer(&entry.file[entry.bytes.clone()], dtype, shape, self.backend.device())?;
-        Ok(tensor.to_dtype(self.activation_dtype())?)
+        Ok(tensor.to_dtype(self.backend.activations())?)
     }
 
     /// Returns the values of the tensor `name` in f32.
-    ///
-    /// # Errors
-    /// Those of [`Weights::tensor`].
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; shape.iter().product()];
-        self.stored(name, shape)?.view().read(0, &mut values);
-        Ok(values)
+        Ok(self.stored(name, shape)?.values())
     }
 
     /// Returns the linear map of the weight `name` `[out, in]` and a bias `[out]`.
-    ///
-    /// # Errors
-    /// Those of [`Weights::tensor`].
     pub(crate) fn linear(&self, name: &str, [outer, inner]: [usize; 2], bias: Option<&str>) -> Result<FrozenLinear> {
         let bias = bias.map(|bias| self.tensor(bias, &[outer])).transpose()?;
         match self.precision() {
@@ -129,9 +125,6 @@ impl Weights {
     }
 
     /// Returns the embedding `name` `[vocab, width]`.
-    ///
-    /// # Errors
-    /// Those of [`Weights::tensor`].
     pub(crate) fn embedding(&self, name: &str, [vocab, width]: [usize; 2]) -> Result<Embedding> {
         match self.precision() {
             None => Ok(Embedding::of_tensor(self.tensor(name, &[vocab, width])?)),
@@ -140,21 +133,18 @@ impl Weights {
     }
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
-        let (entry, format) = self.entry(name, shape)?;
-        Ok(Stored::mapped(entry.file.clone(), entry.bytes.clone(), format))
+        Ok(self.entry(name, shape)?.stored())
     }
 
-    /// Returns whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
     fn find(&self, name: &str) -> Option<&Entry> {
-        let mut names = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
-        names.find_map(|name| self.entries.get(&name))
+        prefixed(self.prefixes, name).find_map(|name| self.entries.get(&name))
     }
 
-    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Format)> {
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry> {
         let Some(entry) = self.find(name) else {
             return Err(self.refuse(format!("tensor {name} is missing (expected shape {shape:?})")));
         };
@@ -162,55 +152,56 @@ impl Weights {
             let found = &entry.shape;
             return Err(self.refuse(format!("tensor {name} has shape {found:?}, but config.json says {shape:?}")));
         }
-        let format = match entry.dtype {
-            Dtype::F32 => Format::F32,
-            Dtype::BF16 => Format::Bf16,
-            Dtype::F16 => Format::F16,
-            found => {
-                return Err(self.refuse(format!(
-                    "tensor {name} is {found:?}; supported are F32, BF16 and F16: take the model that this one was quantized from"
-                )));
-            }
-        };
-        Ok((entry, format))
+        if !is_read(entry.dtype) {
+            return Err(self.refuse(format!(
+                "tensor {name} is {:?}; supported are F32, BF16 and F16: take the model that this one was quantized from",
+                entry.dtype
+            )));
+        }
+        Ok(entry)
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Model { path: self.dir.clone(), reason }
+        Error::model(&self.dir, reason)
     }
 }
 
-/// Maps one file and adds the places of its tensors.
-pub(super) fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
+/// Returns the names that a tensor may have.
+pub(super) fn prefixed(prefixes: &[&str], name: &str) -> impl Iterator<Item = String> {
+    prefixes.iter().map(move |prefix| format!("{prefix}{name}"))
+}
+
+/// Maps the weight files of a model folder. Returns the places of their tensors.
+pub(super) fn entries(dir: &Path) -> Result<HashMap<String, Entry>> {
+    let mut entries = HashMap::new();
+    for path in weight_files(dir)? {
+        map_file(&path, &mut entries)?;
+    }
+    Ok(entries)
+}
+
+fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
+    let io = Error::io(path);
+    let refuse = |reason: String| Error::model(path.display(), reason);
     let file = std::fs::File::open(path).map_err(io)?;
     if file.metadata().map_err(io)?.len() == 0 {
-        return Err(refuse(path, placeholder(&[]).unwrap_or_default()));
+        return Err(refuse(placeholder(&[]).unwrap_or_default()));
     }
     // SAFETY: the files are read-only inputs of a task, and nothing writes to them while they are mapped.
     let file = Arc::new(Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?));
     if let Some(reason) = placeholder(&file) {
-        return Err(refuse(path, reason));
+        return Err(refuse(reason));
     }
-    let tensors = SafeTensors::deserialize(&file).map_err(|error| refuse(path, damaged(&error)))?;
-    for (name, view) in tensors.iter() {
+    let tensors = SafeTensors::deserialize(&file).map_err(|error| {
+        refuse(format!("is damaged or not a safetensors file ({error}): download or copy it again"))
+    })?;
+    entries.extend(tensors.iter().map(|(name, view)| {
         let start = view.data().as_ptr() as usize - file.as_ptr() as usize;
-        entries.insert(
-            todays_name(name),
-            Entry {
-                file: file.clone(),
-                bytes: start..start + view.data_len(),
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-            },
-        );
-    }
+        let bytes = start..start + view.data_len();
+        let entry = Entry { file: file.clone(), bytes, dtype: view.dtype(), shape: view.shape().to_vec() };
+        (todays_name(name), entry)
+    }));
     Ok(())
-}
-
-/// Describes a file whose header cannot be read.
-fn damaged(error: &safetensors::SafeTensorError) -> String {
-    format!("is damaged or not a safetensors file ({error}): download or copy it again")
 }
 
 /// Returns PyTorch's name of a tensor. Weights from TensorFlow, such as those of BERT, keep its names of a LayerNorm's
@@ -229,45 +220,45 @@ pub(crate) fn todays_name(name: &str) -> String {
 /// # Errors
 /// [`Error::Model`] when there is neither, or shards that the index lists are missing.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let io = |source| Error::Io { path: dir.display().to_string(), source };
+    let io = Error::io(dir);
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         names.insert(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
     }
     let index = || json::read(&dir.join(INDEX));
-    let files = weight_names(&names, index)?.map_err(|reasons| refuse(dir, reasons.join("; ")))?;
+    let files = weight_names(&names, index)?.map_err(|reason| Error::model(dir.display(), reason))?;
     Ok(files.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Returns the weight files among a folder's `names`, sorted, or all reasons why they are not complete. `index` reads
+/// Returns the weight files among a folder's `names`, sorted, or the reason why they are not complete. `index` reads
 /// [`INDEX`].
 pub(crate) fn weight_names(
     names: &BTreeSet<String>,
     index: impl FnOnce() -> Result<Value>,
-) -> Result<std::result::Result<Vec<String>, Vec<String>>> {
+) -> Result<std::result::Result<Vec<String>, String>> {
     if names.contains(SINGLE) {
         return Ok(Ok(vec![SINGLE.into()]));
     }
     if !names.contains(INDEX) {
-        return Ok(Err(vec![without_weights(names)]));
+        return Ok(Err(without_weights(names)));
     }
     let index: Index = match json::parse(&index()?) {
         Ok(index) => index,
-        Err(reason) => return Ok(Err(vec![format!("{INDEX}: {reason}")])),
+        Err(reason) => return Ok(Err(format!("{INDEX}: {reason}"))),
     };
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     if shards.is_empty() {
-        return Ok(Err(vec![format!("{INDEX} lists no shards")]));
+        return Ok(Err(format!("{INDEX} lists no shards")));
     }
     // A path that leads out of the folder is not among its names.
     let missing: Vec<&str> = shards.iter().filter(|s| !names.contains(*s)).map(String::as_str).collect();
-    match missing.as_slice() {
-        [] => Ok(Ok(shards.into_iter().collect())),
+    Ok(match missing.as_slice() {
+        [] => Ok(shards.into_iter().collect()),
         missing => {
             let missing = missing.join(", ");
-            Ok(Err(vec![format!("{INDEX} lists {missing}, which is not there: download the folder again")]))
+            Err(format!("{INDEX} lists {missing}, which is not there: download the folder again"))
         }
-    }
+    })
 }
 
 /// Describes a folder without readable weights, and says what to do.
@@ -301,8 +292,4 @@ fn without_weights(names: &BTreeSet<String>) -> String {
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
-}
-
-fn refuse(path: &Path, reason: String) -> Error {
-    Error::Model { path: path.display().to_string(), reason }
 }

@@ -94,7 +94,7 @@ impl Reader {
                 let decoder = context.models.decoder(context, model)?;
                 match settings.teacher {
                     Teacher::Slot => Self::Slot(decoder),
-                    Teacher::Pooled(PooledTeacher { layer, .. }) => Self::Pooled(decoder, layer.into()),
+                    Teacher::Pooled(PooledTeacher { layer, .. }) => Self::Pooled(decoder, layer),
                 }
             }
         })

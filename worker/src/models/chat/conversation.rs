@@ -27,7 +27,6 @@ pub enum Part<'a> {
 
 impl<'a> Part<'a> {
     /// Returns the foreign text.
-    #[must_use]
     pub fn passage(&self) -> Option<&'a str> {
         match self {
             Self::Text(_) => None,

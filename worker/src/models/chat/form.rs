@@ -17,13 +17,11 @@ pub struct PromptForm {
 
 impl PromptForm {
     /// Parses a text with `{instruction}` and `place`. Returns `None` unless it contains each once, in this order.
-    #[must_use]
     pub fn parse(text: &str, place: &str) -> Option<Self> {
         Self::split(text, "{instruction}", place)
     }
 
     /// Returns the prompt as a text for other programs, with `{instruction}` and `place` as placeholders.
-    #[must_use]
     pub fn text(&self, place: &str) -> String {
         self.filled("{instruction}", place)
     }
@@ -44,7 +42,6 @@ impl PromptForm {
         }
     }
 
-    /// Returns the prompt with this instruction and this `place`.
     pub(super) fn filled(&self, instruction: &str, place: &str) -> String {
         let Self { before, between, after } = self;
         format!("{before}{instruction}{between}{place}{after}")

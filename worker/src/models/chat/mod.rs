@@ -68,7 +68,7 @@ impl Chat {
     /// [`Error::Model`] when the template cannot be rendered or does not show the user's content, or no token is known
     /// to end an answer.
     pub(super) fn new(conventions: &Conventions, tokenizer: &Tokenizer, rows: usize) -> Result<Self> {
-        let refuse = |reason: String| Error::Model { path: conventions.path.clone(), reason };
+        let refuse = |reason: String| Error::model(&conventions.path, reason);
         let mut named = conventions.named.clone();
         let template = match &conventions.chat_template {
             Some(template) => template.as_str(),
@@ -98,7 +98,7 @@ impl Chat {
         let whole = render(template, &named, &[user, answer], GenerationPrompt::Omit).unwrap_or_default();
         let after_answer = whole.rsplit_once(ANSWER).and_then(|(_, after)| tokenizer.first_control(after));
         let eos = conventions.eos_token().and_then(|token| tokenizer.token_to_id(token));
-        let end_of_turn = after_answer.map(|(_, id)| id).or(eos).ok_or_else(|| {
+        let end_of_turn = after_answer.or(eos).ok_or_else(|| {
             refuse(
                 "nothing says what ends an answer: name `eos_token` in tokenizer_config.json, or give the folder a \
                  chat_template.jinja that ends the assistant's turn with a special token"
@@ -106,12 +106,11 @@ impl Chat {
             )
         })?;
         let mut stop = vec![end_of_turn];
-        let known = eos.into_iter().chain(conventions.end.iter().copied());
-        known.for_each(|id| {
+        for id in eos.into_iter().chain(conventions.end.iter().copied()) {
             if !stop.contains(&id) {
-                stop.push(id)
+                stop.push(id);
             }
-        });
+        }
         let named_ids = named.values().filter_map(|token| tokenizer.token_to_id(token));
         let used: HashSet<u32> = stop.iter().copied().chain(named_ids).chain(conventions.begin).collect();
         Ok(Self {
@@ -130,7 +129,6 @@ impl Chat {
         &self.form
     }
 
-    /// Sets another form, such as that of a bundle.
     pub(super) fn set_form(&mut self, form: PromptForm, tokenizer: &Tokenizer) {
         self.marked = form.marked(tokenizer);
         self.form = form;
@@ -157,11 +155,8 @@ impl Chat {
         self.spare.get(FIRST..FIRST + count).unwrap_or_default()
     }
 
-    /// Returns the prompt for an instruction about a text that `slots` slots represent. `numbers` are the text's numbers in
-    /// ASCII; they get a line of their own unless they are empty.
-    ///
-    /// # Errors
-    /// [`Error::Model`] when the tokenizer cannot encode it.
+    /// See [`Decoder::prompt_about`](super::Decoder::prompt_about). `numbers` are the text's numbers in ASCII; they get a
+    /// line of their own unless they are empty.
     pub(super) fn slot_prompt(
         &self,
         tokenizer: &Tokenizer,
@@ -183,10 +178,6 @@ impl Chat {
         ChatPrompt { ids, slots: places }
     }
 
-    /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.
-    ///
-    /// # Errors
-    /// Those of [`Chat::slot_prompt`].
     pub(super) fn direct_prompt(
         &self,
         tokenizer: &Tokenizer,
@@ -199,9 +190,6 @@ impl Chat {
     }
 
     /// Returns an answer's tokens, with the token that ends the turn.
-    ///
-    /// # Errors
-    /// Those of [`Chat::slot_prompt`].
     pub(super) fn answer_tokens(&self, tokenizer: &Tokenizer, answer: &str) -> Result<Vec<u32>> {
         let mut ids = tokenizer.encode(answer, SpecialTokens::Omit)?;
         ids.push(self.end_of_turn);

@@ -8,34 +8,12 @@ use minijinja::{Environment, Error, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
+use time::format_description::parse_strftime_borrowed;
+use time::{Date, Month};
 
 /// The default date of Llama 3.2's template. Every template gets this date, because a prompt that changes with the day
 /// would change a job's result.
 pub(super) const DATE: &str = "26 Jul 2024";
-
-/// The results of `strftime_now` for each directive, at midnight of [`DATE`].
-const DIRECTIVES: [(&str, &str); 20] = [
-    ("%-d", "26"),
-    ("%-m", "7"),
-    ("%A", "Friday"),
-    ("%a", "Fri"),
-    ("%B", "July"),
-    ("%b", "Jul"),
-    ("%D", "07/26/24"),
-    ("%d", "26"),
-    ("%e", "26"),
-    ("%F", "2024-07-26"),
-    ("%H", "00"),
-    ("%I", "12"),
-    ("%j", "208"),
-    ("%M", "00"),
-    ("%m", "07"),
-    ("%p", "AM"),
-    ("%S", "00"),
-    ("%T", "00:00:00"),
-    ("%Y", "2024"),
-    ("%y", "24"),
-];
 
 /// A turn of a conversation.
 #[derive(Debug, Clone, Copy)]
@@ -103,22 +81,11 @@ fn without_generation_blocks(template: &str) -> String {
     source
 }
 
+/// Formats midnight of [`DATE`]. A format with a directive that is not known stays as it is.
 fn strftime_now(format: String) -> String {
-    let mut text = String::new();
-    let mut rest = format.as_str();
-    while let Some(next) = rest.chars().next() {
-        if let Some(after) = rest.strip_prefix("%%") {
-            text.push('%');
-            rest = after;
-        } else if let Some((directive, value)) = DIRECTIVES.iter().find(|(directive, _)| rest.starts_with(directive)) {
-            text.push_str(value);
-            rest = &rest[directive.len()..];
-        } else {
-            text.push(next);
-            rest = &rest[next.len_utf8()..];
-        }
-    }
-    text
+    let date = Date::from_calendar_date(2024, Month::July, 26).map(Date::midnight);
+    let said = parse_strftime_borrowed(&format).ok().zip(date.ok()).and_then(|(items, date)| date.format(&items).ok());
+    said.unwrap_or(format)
 }
 
 /// Implements `json.dumps(value, ensure_ascii=False, indent=indent)`. It does not escape for HTML, and puts a space
@@ -134,9 +101,8 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         }
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, OneLine)),
     };
-    let failed = |error: String| Error::new(ErrorKind::BadSerialization, error);
-    written.map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| failed(error.to_string()))
+    written.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
 /// Formats JSON on one line as Python does.
@@ -187,6 +153,8 @@ mod tests {
             ),
             ("{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}{{ m.role }}{% endfor %}", "user"),
             ("{{ strftime_now('%A, %-d %B %Y, 100%%') }}", "Friday, 26 July 2024, 100%"),
+            ("{{ strftime_now('%a %b %d %e %D %F %-m %m %y %j') }}", "Fri Jul 26 26 07/26/24 2024-07-26 7 07 24 208"),
+            ("{{ strftime_now('%H %I %M %S %p %T') }}", "00 12 00 00 AM 00:00:00"),
             ("{{ date_string }}", "26 Jul 2024"),
             ("a\n  {% if add_generation_prompt %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
             ("{% if tools is not none %}no{% endif %}{{ eos_token }}.", "."),

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::ConfigFile;
 use crate::Result;
+use crate::models::json::JsonFile;
 
 /// The published forms of the architecture. They differ in the first position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum EncoderFamily {
     /// BERT, whose first token has position 0.
+    #[default]
     Bert,
     /// RoBERTa, CamemBERT and XLM-R, whose first token has the position after the padding token's id.
     Roberta,
@@ -25,10 +26,11 @@ const FAMILIES: [(&str, &str, EncoderFamily); 4] = [
 ];
 const SUPPORTED: &str = "XLMRobertaModel, RobertaModel, CamembertModel, BertModel, and these with a head";
 
-/// The shape of an encoder.
-#[derive(Debug, Clone, PartialEq)]
+/// The shape of an encoder. Missing fields have the defaults of Transformers' configuration classes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct EncoderConfig {
     /// The published form.
+    #[serde(skip)]
     pub family: EncoderFamily,
     /// The number of rows of the word embedding.
     pub vocab_size: usize,
@@ -43,10 +45,13 @@ pub struct EncoderConfig {
     /// The number of rows of the position embedding, including RoBERTa's padding offset.
     pub max_position_embeddings: usize,
     /// The number of rows of the token type embedding. Only row 0 is used.
+    #[serde(default = "two")]
     pub type_vocab_size: usize,
     /// The value that each LayerNorm adds to the variance.
+    #[serde(default = "ten_to_minus_twelve")]
     pub layer_norm_eps: f64,
     /// The id of the padding token.
+    #[serde(skip)]
     pub pad_token_id: u32,
 }
 
@@ -56,37 +61,25 @@ impl EncoderConfig {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) naming the architecture, activation or field that is not supported.
     pub fn load(dir: &Path) -> Result<Self> {
-        Self::of(&ConfigFile::read(dir)?)
-    }
-
-    pub(super) fn of(file: &ConfigFile) -> Result<Self> {
+        let file = JsonFile::read(&dir.join("config.json"))?;
         // This check is first, so that a model of another kind is refused by its name.
         let kind: RawKind = file.parse()?;
         let family = file.encoder_family(&kind)?;
         file.refuse_quantized(&kind.quantization_config)?;
-        let raw: RawEncoder = file.parse()?;
-        file.refuse_unless(&["gelu", "gelu_python"], "hidden_act", &raw.hidden_act)?;
-        file.refuse_unless(&["absolute"], "position_embedding_type", &raw.position_embedding_type)?;
+        let (config, raw): (Self, RawOptions) = (file.parse()?, file.parse()?);
+        let option = |given: Option<String>, default: &str| given.unwrap_or_else(|| default.into());
+        file.refuse_unless(&["gelu", "gelu_python"], "hidden_act", &option(raw.hidden_act, "gelu"))?;
+        let positions = option(raw.position_embedding_type, "absolute");
+        file.refuse_unless(&["absolute"], "position_embedding_type", &positions)?;
         if raw.is_decoder {
             return Err(file.refuse("is_decoder is true: only the bidirectional encoder is supported"));
         }
-        file.check_divides("num_attention_heads", raw.num_attention_heads, "hidden_size", raw.hidden_size)?;
+        file.check_divides("num_attention_heads", config.num_attention_heads, "hidden_size", config.hidden_size)?;
         let pad = match family {
             EncoderFamily::Bert => 0,
             EncoderFamily::Roberta => 1,
         };
-        let config = Self {
-            family,
-            vocab_size: raw.vocab_size,
-            hidden_size: raw.hidden_size,
-            num_hidden_layers: raw.num_hidden_layers,
-            num_attention_heads: raw.num_attention_heads,
-            intermediate_size: raw.intermediate_size,
-            max_position_embeddings: raw.max_position_embeddings,
-            type_vocab_size: raw.type_vocab_size,
-            layer_norm_eps: raw.layer_norm_eps,
-            pad_token_id: raw.pad_token_id.unwrap_or(pad),
-        };
+        let config = Self { family, pad_token_id: raw.pad_token_id.unwrap_or(pad), ..config };
         if config.max_tokens() == 0 {
             return Err(file.refuse(format!(
                 "max_position_embeddings {} leaves no position after the padding offset {}",
@@ -116,7 +109,7 @@ impl EncoderConfig {
     }
 }
 
-impl ConfigFile {
+impl JsonFile {
     fn encoder_family(&self, kind: &RawKind) -> Result<EncoderFamily> {
         let names = kind.architectures.as_deref().unwrap_or_default();
         let named = |prefix: &str| {
@@ -149,34 +142,13 @@ struct RawKind {
     quantization_config: Option<serde_json::Value>,
 }
 
-/// The fields of `config.json`, with the defaults of Transformers' configuration classes.
 #[derive(Deserialize)]
-struct RawEncoder {
-    #[serde(default = "gelu")]
-    hidden_act: String,
-    #[serde(default = "absolute")]
-    position_embedding_type: String,
+struct RawOptions {
+    hidden_act: Option<String>,
+    position_embedding_type: Option<String>,
     #[serde(default)]
     is_decoder: bool,
-    vocab_size: usize,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    max_position_embeddings: usize,
-    #[serde(default = "two")]
-    type_vocab_size: usize,
-    #[serde(default = "ten_to_minus_twelve")]
-    layer_norm_eps: f64,
     pad_token_id: Option<u32>,
-}
-
-fn gelu() -> String {
-    "gelu".into()
-}
-
-fn absolute() -> String {
-    "absolute".into()
 }
 
 fn two() -> usize {

@@ -5,8 +5,8 @@ use std::path::Path;
 use candle_core::DType;
 use serde::Deserialize;
 
-use super::ConfigFile;
 use crate::Result;
+use crate::models::json::JsonFile;
 use crate::models::lora::Projection;
 
 /// The shortest sliding window. A shorter one would cut teacher sentences of 127 tokens and a slot.
@@ -77,9 +77,8 @@ impl Family {
     ];
 
     /// Reads the family from `architectures`, else from `model_type`.
-    fn of(file: &ConfigFile, raw: &RawLlama) -> Result<Self> {
+    fn of(file: &JsonFile, raw: &RawLlama) -> Result<Self> {
         let names = raw.architectures.as_deref().unwrap_or_default();
-        let supported = || Self::ALL.map(|(.., [name, _])| name).join(", ");
         let found = match (names, &raw.model_type) {
             ([], Some(kind)) => Self::ALL.iter().find(|(_, known, _)| known == kind),
             ([], None) => return Err(file.refuse("neither architectures nor model_type says what the model is")),
@@ -91,9 +90,11 @@ impl Family {
                 kind.as_deref().unwrap_or_default(),
                 Self::ALL.map(|(_, kind, _)| kind).join(", ")
             )),
-            (names, _) => {
-                file.refuse(format!("architecture {} is not supported (supported: {})", names.join(", "), supported()))
-            }
+            (names, _) => file.refuse(format!(
+                "architecture {} is not supported (supported: {})",
+                names.join(", "),
+                Self::ALL.map(|(.., [name, _])| name).join(", ")
+            )),
         })
     }
 }
@@ -124,19 +125,15 @@ impl LlamaConfig {
     /// # Errors
     /// [`Error::Model`] naming the architecture, rope type, dtype, activation or field that is not supported.
     pub fn load(dir: &Path) -> Result<Self> {
-        Self::of_file(&ConfigFile::read(dir)?)
+        Self::of(&JsonFile::read(&dir.join("config.json"))?)
     }
 
-    /// Checks the content of a `config.json` as [`LlamaConfig::load`] does. Errors name it `path`.
-    pub(in crate::models) fn of(path: &str, value: serde_json::Value) -> Result<Self> {
-        Self::of_file(&ConfigFile { path: path.to_owned(), value })
-    }
-
-    fn of_file(file: &ConfigFile) -> Result<Self> {
+    /// Checks the content of a `config.json` as [`LlamaConfig::load`] does.
+    pub(in crate::models) fn of(file: &JsonFile) -> Result<Self> {
         let raw: RawLlama = file.parse()?;
         let family = Family::of(file, &raw)?;
         let longest = raw.longest(file, family)?;
-        file.refuse_unless(&["silu", "swish"], "hidden_act", &raw.hidden_act)?;
+        file.refuse_unless(&["silu", "swish"], "hidden_act", raw.hidden_act.as_deref().unwrap_or("silu"))?;
         file.refuse_quantized(&raw.quantization_config)?;
         let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
         file.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", raw.num_attention_heads)?;
@@ -177,8 +174,6 @@ impl LlamaConfig {
         })
     }
 
-    /// Returns whether a linear layer adds a bias.
-    #[must_use]
     pub(in crate::models) const fn has_bias(&self, projection: Projection) -> bool {
         match projection {
             Projection::QProj | Projection::KProj | Projection::VProj => self.biases.qkv,
@@ -194,34 +189,31 @@ impl LlamaConfig {
             let exponent = (2 * i) as f32 / self.head_dim as f32;
             1.0 / (self.rope_theta as f32).powf(exponent)
         });
-        match self.rope_scaling {
-            RopeScaling::Default => plain.collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                let original = original_max_position_embeddings as f64;
-                plain
-                    .map(|frequency| {
-                        let frequency = f64::from(frequency);
-                        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                        let scaled = if wavelength > original / low_freq_factor {
-                            frequency / factor
-                        } else if wavelength < original / high_freq_factor {
-                            frequency
-                        } else {
-                            let smooth =
-                                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                            (1.0 - smooth) * frequency / factor + smooth * frequency
-                        };
-                        scaled as f32
-                    })
-                    .collect()
+        let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
+            self.rope_scaling
+        else {
+            return plain.collect();
+        };
+        let original = original_max_position_embeddings as f64;
+        let scaled = |frequency: f32| {
+            let frequency = f64::from(frequency);
+            let wavelength = 2.0 * std::f64::consts::PI / frequency;
+            if wavelength > original / low_freq_factor {
+                frequency / factor
+            } else if wavelength < original / high_freq_factor {
+                frequency
+            } else {
+                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 - smooth) * frequency / factor + smooth * frequency
             }
-        }
+        };
+        plain.map(|frequency| scaled(frequency) as f32).collect()
     }
 }
 
 impl RawLlama {
     /// Returns the longest sequence whose tokens all see each other. A sliding window counts if the model uses it.
-    fn longest(&self, file: &ConfigFile, family: Family) -> Result<usize> {
+    fn longest(&self, file: &JsonFile, family: Family) -> Result<usize> {
         let slides = match (family, &self.layer_types) {
             (_, Some(kinds)) => kinds.iter().any(|kind| kind == "sliding_attention"),
             (Family::Mistral, None) => true,
@@ -239,7 +231,7 @@ impl RawLlama {
     }
 }
 
-impl ConfigFile {
+impl JsonFile {
     fn dtype(&self, name: &str) -> Result<DType> {
         match name.strip_prefix("torch.").unwrap_or(name) {
             "float32" => Ok(DType::F32),
@@ -280,8 +272,7 @@ impl ConfigFile {
 struct RawLlama {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
-    #[serde(default = "silu")]
-    hidden_act: String,
+    hidden_act: Option<String>,
     quantization_config: Option<serde_json::Value>,
     #[serde(default)]
     attention_bias: bool,
@@ -319,8 +310,4 @@ struct RawRope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
-}
-
-fn silu() -> String {
-    "silu".into()
 }

@@ -3,39 +3,15 @@
 mod encoder;
 mod llama;
 
-use std::path::Path;
-
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::json;
-use crate::{Error, Result};
+use super::json::JsonFile;
+use crate::Result;
 
 pub use encoder::{EncoderConfig, EncoderFamily};
 pub use llama::{Biases, LlamaConfig, RopeScaling};
 
-/// A `config.json` and its path for errors.
-pub(super) struct ConfigFile {
-    path: String,
-    value: Value,
-}
-
-impl ConfigFile {
-    /// Reads `dir/config.json` as Python does; see [`json`]. A key with the value null counts as missing.
-    pub(super) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let value = json::read(&path)?;
-        Ok(Self { path: path.display().to_string(), value })
-    }
-
-    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
-        json::parse(&self.value).map_err(|reason| self.refuse(reason))
-    }
-
-    fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Model { path: self.path.clone(), reason: reason.into() }
-    }
-
+impl JsonFile {
     fn refuse_unless(&self, supported: &[&str], key: &str, value: &str) -> Result<()> {
         if supported.contains(&value) {
             return Ok(());

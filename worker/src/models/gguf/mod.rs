@@ -31,7 +31,6 @@ const ENDS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_toke
 const ARCHITECTURES: [(&str, &str); 3] =
     [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")];
 
-/// An open GGUF file.
 pub(super) struct Gguf {
     path: String,
     file: Arc<Memory>,
@@ -39,7 +38,6 @@ pub(super) struct Gguf {
 }
 
 /// Returns whether a model's path or URL names a GGUF file.
-#[must_use]
 pub fn is_gguf(path: &str) -> bool {
     let (path, _) = path.split_once('?').unwrap_or((path, ""));
     path.len() > 5 && path.to_ascii_lowercase().ends_with(".gguf")
@@ -51,17 +49,15 @@ impl Gguf {
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a GGUF file of a supported kind.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let io = |source| Error::Io { path: name.clone(), source };
+        let io = Error::io(path);
         let file = File::open(path).map_err(io)?;
         // SAFETY: the files are read-only inputs of a task, and nothing writes to them while they are mapped.
         let file = Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?);
         let content = Content::read(&mut Cursor::new(&*file))
-            .map_err(|error| Error::Model { path: name.clone(), reason: format!("can't be read as GGUF: {error}") })?;
-        Ok(Self { path: name, file: Arc::new(file), content })
+            .map_err(|error| Error::model(path.display(), format!("can't be read as GGUF: {error}")))?;
+        Ok(Self { path: path.display().to_string(), file: Arc::new(file), content })
     }
 
-    /// Returns the file's path for errors.
     pub(super) fn path(&self) -> &str {
         &self.path
     }
@@ -171,7 +167,6 @@ impl Gguf {
     }
 
     fn number(&self, key: &str) -> Result<usize> {
-        self.required(key)?;
         self.optional(key)?.ok_or_else(|| self.refuse(format!("{key} is missing")))
     }
 
@@ -207,6 +202,6 @@ impl Gguf {
     }
 
     fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Model { path: self.path.clone(), reason: reason.into() }
+        Error::model(&self.path, reason)
     }
 }

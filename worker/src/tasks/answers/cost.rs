@@ -1,6 +1,5 @@
 //! Measures what an answer costs: the decoder's tokens, and the times of the encoder and of the first token.
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use llink_datasets::measured::AnswerCost;
@@ -56,8 +55,7 @@ impl Answerer<'_> {
         let slots = from.map(|(slots, vectors)| slots.of(vectors.of(row), vectors.width)).transpose()?;
         let options = GenerateOptions { max_tokens: 1, stop: Vec::new(), ..self.options.clone() };
         let model = self.decoder.model();
-        model.generate(prompt, slots.as_deref(), &self.adapter, &options, &mut |_| ControlFlow::Break(()))?;
-        Ok(())
+        model.generate(prompt, slots.as_deref(), &self.adapter, &options).map(|_| ())
     }
 
     /// Returns the median time of `run` for the first rows. The first call is not counted, because it also warms up.
