@@ -19,7 +19,6 @@ pub struct Prepared {
 
 impl Prepared {
     /// Returns the number of the prompt's tokens, in which each slot counts as one.
-    #[must_use]
     pub fn tokens(&self) -> usize {
         self.prompt.ids.len()
     }
@@ -57,9 +56,6 @@ impl Generator {
 
     /// Answers questions, which are instructions about sentences, `at_once` of them at once. `told` gets the number of a
     /// question with its answer, or the fault of the question, in the order in which they end. It may end the work.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn answer_each(
         &self,
         questions: &[(&Sentence, &str)],
@@ -101,7 +97,6 @@ impl Generator {
         Ok(())
     }
 
-    /// Prepares an answer to an instruction about a sentence.
     fn prepare(&self, sentence: &Sentence, instruction: &str) -> Result<Prepared> {
         let prompt = match &self.bundle.expander {
             Some(_) => {
@@ -160,12 +155,8 @@ impl Generator {
     }
 
     /// Returns continuations of conversations, which share the beginning of the training's prompt.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn continuations(&self, at_once: usize) -> Result<Continuations> {
-        let prompts = ["a", "Z"].map(|instruction| self.decoder.direct_prompt(instruction, "", 0));
-        let [one, other] = prompts;
+        let [one, other] = ["a", "Z"].map(|instruction| self.decoder.direct_prompt(instruction, "", 0));
         self.begin(common_head(&[one?, other?]), at_once)
     }
 
@@ -183,21 +174,16 @@ impl Generator {
     }
 
     /// Computes the next token of each continuation.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] when the device fails.
     pub fn step(&self, continuations: &mut Continuations) -> Result<Vec<(usize, Step)>> {
         continuations.step(self.decoder.model(), &self.adapter)
     }
 
     /// Returns the most tokens of a prompt with its answer.
-    #[must_use]
     pub fn longest(&self) -> usize {
         self.decoder.config().max_position_embeddings
     }
 
     /// Returns the decoder's tokenizer.
-    #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         self.decoder.tokenizer()
     }

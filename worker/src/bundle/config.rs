@@ -183,7 +183,7 @@ impl BundleConfig {
     /// # Errors
     /// [`Error::Model`] for another kind of file, another version, or parts that do not fit each other.
     pub fn parse(name: &str, content: &[u8]) -> Result<Self> {
-        let refuse = |reason: String| Error::Model { path: name.into(), reason };
+        let refuse = |reason: String| Error::model(name, reason);
         let value: serde_json::Value =
             serde_json::from_slice(content).map_err(|e| refuse(format!("is not JSON: {e}")))?;
         if value["model_type"] != MODEL_TYPE {
@@ -209,7 +209,6 @@ impl BundleConfig {
     }
 
     /// Returns the config as the text of a file.
-    #[must_use]
     pub fn text(&self) -> String {
         let text = serde_json::to_string_pretty(self).expect("a config is plain data");
         format!("{text}\n")

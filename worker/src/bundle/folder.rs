@@ -11,7 +11,6 @@ use tokio::runtime::Handle;
 
 use crate::{Error, Result};
 
-/// The stage that writes bundles.
 const STAGE: &str = "export";
 
 /// The location of a bundle's files, and the hash of each.
@@ -33,7 +32,7 @@ impl BundleFolder {
     pub fn open(url: &str, runtime: &Handle) -> Result<Self> {
         let store = Store::open(url)?;
         let manifest = runtime.block_on(Manifest::read(&store, "manifest.json"))?;
-        let refuse = |reason: String| Error::Model { path: url.into(), reason };
+        let refuse = |reason: String| Error::model(url, reason);
         let Some(manifest) = manifest else {
             return match exported(&store, runtime)? {
                 Some(folder) => Self::open(&format!("{}/{folder}", store.url()), runtime),
@@ -60,7 +59,6 @@ impl BundleFolder {
     }
 
     /// Opens a bundle without a manifest, whose files were just written below `directory`.
-    #[must_use]
     pub fn of(store: &Store, runtime: &Handle, directory: &str, written: &[Artifact]) -> Self {
         let prefix = format!("{directory}/");
         let named = written.iter().filter_map(|a| {
@@ -77,19 +75,16 @@ impl BundleFolder {
     }
 
     /// Returns the stage's key, which identifies the bundle.
-    #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
     /// Returns the URL of the folder.
-    #[must_use]
     pub fn url(&self) -> String {
         self.store.describe(self.prefix.trim_end_matches('/'))
     }
 
     /// Returns the name of a file in errors.
-    #[must_use]
     pub fn describe(&self, file: &str) -> String {
         self.store.describe(&format!("{}{file}", self.prefix))
     }
@@ -99,7 +94,7 @@ impl BundleFolder {
     /// # Errors
     /// [`Error::Model`] when the bundle has no such file; when it is missing or differs from the manifest.
     pub fn read(&self, file: &str) -> Result<Bytes> {
-        let refuse = |reason: String| Error::Model { path: self.describe(file), reason };
+        let refuse = |reason: String| Error::model(self.describe(file), reason);
         let expected =
             self.hashes.get(file).ok_or_else(|| refuse("the bundle's manifest lists no such file".into()))?;
         let content = self.runtime.block_on(self.store.get(&format!("{}{file}", self.prefix)))?;

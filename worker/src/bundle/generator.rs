@@ -85,8 +85,7 @@ impl Generator {
     pub fn open(url: &str, opening: Opening, runtime: &Handle) -> Result<Self> {
         let folder = BundleFolder::open(url, runtime)?;
         let bundle = Bundle::read(&folder)?;
-        let refuse =
-            |reason: &str| Error::Model { path: folder.describe(super::config::CONFIG), reason: reason.into() };
+        let refuse = |reason: &str| Error::model(folder.describe(super::config::CONFIG), reason);
         let Some(prompt) = bundle.config.prompt.clone() else {
             return Err(refuse(
                 "the bundle holds only a projector: the job that exported it has no [instruct], so it cannot answer",
@@ -96,8 +95,7 @@ impl Generator {
         let form = PromptForm::parse(&prompt.form, place).ok_or_else(|| {
             refuse("`prompt.form` does not hold `{instruction}`, then the slots or the text, once each")
         })?;
-        let numbers = prompt.numbers.as_ref().map(Scanner::new).transpose();
-        let numbers = numbers.map_err(|fault| refuse(&fault))?;
+        let numbers = prompt.numbers.as_ref().map(Scanner::new).transpose().map_err(|fault| refuse(&fault))?;
         let slots = bundle.config.slots.as_ref();
         let windows = slots.map_or(0, |slots| slots.windows);
         let splitter = slots.and_then(|slots| slots.sentences.as_ref()).map(Splitter::by).transpose();
@@ -114,7 +112,7 @@ impl Generator {
             key: folder.key().into(),
             url: folder.url(),
             adapter: LoadedAdapter::new(&adapter, decoder.model())?,
-            vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder).with_windows(windows),
+            vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder, windows),
             windows,
             splitter,
             prompt,
@@ -147,19 +145,16 @@ impl Generator {
         (cut, unread)
     }
 
-    /// Returns the number of slots of a text that was read.
     pub(super) fn slot_count(&self, sentence: &Sentence) -> usize {
         sentence.slots.as_ref().map_or(0, Vec::len) / self.bundle.config.decoder.hidden_size
     }
 
     /// Returns the key that identifies the bundle.
-    #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
     /// Returns the most frequent instruction of each task in training.
-    #[must_use]
     pub fn instructions(&self) -> &BTreeMap<String, String> {
         &self.prompt.instructions
     }

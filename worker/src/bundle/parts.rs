@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::config::{BundleConfig, CONFIG};
+use super::config::{BundleConfig, CONFIG, SlotsEntry};
 use super::folder::BundleFolder;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
@@ -44,10 +44,7 @@ impl Bundle {
         let config = BundleConfig::parse(&folder.describe(CONFIG), &folder.read(CONFIG)?)?;
         let projector = read_projector(folder, &config)?;
         let statistics = read_statistics(folder, &config)?;
-        let expander = match &config.slots {
-            Some(_) => Some(read_expander(folder, &config)?),
-            None => None,
-        };
+        let expander = config.slots.as_ref().map(|entry| read_expander(folder, &config, entry)).transpose()?;
         let files = config.adapter.as_ref().map(|entry| {
             Ok::<_, Error>(AdapterFiles {
                 config: folder.read(&entry.config)?,
@@ -63,9 +60,9 @@ impl Bundle {
     /// # Errors
     /// [`Error::Model`] when the bundle has none, or naming the first tensor that is missing, misshapen or not expected.
     pub fn adapter(&self, decoder: &LlamaConfig) -> Result<LoraAdapter> {
-        let files = self.adapter.as_ref().ok_or_else(|| Error::Model {
-            path: self.url.clone(),
-            reason: "holds only a projector: the job that exported it has no [instruct], so it cannot answer".into(),
+        let files = self.adapter.as_ref().ok_or_else(|| {
+            let reason = "holds only a projector: the job that exported it has no [instruct], so it cannot answer";
+            Error::model(&self.url, reason)
         })?;
         let adapter = peft::read(decoder, &self.url, &files.config, &files.weights)?;
         let places = adapter.tensor_places();
@@ -108,10 +105,7 @@ fn read_statistics(folder: &BundleFolder, config: &BundleConfig) -> Result<Stati
     Ok(statistics)
 }
 
-fn read_expander(folder: &BundleFolder, config: &BundleConfig) -> Result<SlotExpander> {
-    let Some(entry) = &config.slots else {
-        return Err(Error::Input("a bundle without slots has no slot expander".into()));
-    };
+fn read_expander(folder: &BundleFolder, config: &BundleConfig, entry: &SlotsEntry) -> Result<SlotExpander> {
     let (name, content) = (folder.describe(&entry.file), folder.read(&entry.file)?);
     let expander = SlotExpander::from_safetensors(&name, &content)?;
     let file = TensorFile::new(&name, &content)?;
@@ -140,8 +134,6 @@ fn same(file: &TensorFile<'_>, key: &str, found: usize, expected: usize) -> Resu
 /// Refuses a file with other tensors than these.
 fn expect_only<'a>(file: &TensorFile<'_>, expected: impl Iterator<Item = &'a str>) -> Result<()> {
     let expected: BTreeSet<&str> = expected.collect();
-    match file.names().filter(|name| !expected.contains(name)).min() {
-        Some(name) => Err(file.error(format!("tensor `{name}` is not expected"))),
-        None => Ok(()),
-    }
+    let unexpected = file.names().filter(|name| !expected.contains(name)).min();
+    unexpected.map_or(Ok(()), |name| Err(file.error(format!("tensor `{name}` is not expected"))))
 }

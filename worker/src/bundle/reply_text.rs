@@ -26,24 +26,17 @@ impl ReplyText {
     }
 
     /// Returns the text at the end that was not given out.
-    ///
-    /// # Errors
-    /// Those of [`ReplyText::push`].
     pub fn rest(&mut self, tokenizer: &Tokenizer) -> Result<String> {
         let text = self.whole(tokenizer)?;
         Ok(self.new_in(text))
     }
 
     /// Returns the whole text.
-    ///
-    /// # Errors
-    /// Those of [`ReplyText::push`].
     pub fn whole(&self, tokenizer: &Tokenizer) -> Result<String> {
         tokenizer.decode(&self.ids)
     }
 
     /// Returns the number of tokens.
-    #[must_use]
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

@@ -33,7 +33,7 @@ pub fn find(
     runtime: &Handle,
 ) -> Result<PathBuf> {
     let url = given.map_or_else(|| resolve(wanted.source, bundle_url), str::to_owned);
-    let refuse = |reason: String| Error::Model { path: url.clone(), reason };
+    let refuse = |reason: String| Error::model(&url, reason);
     let place = ModelPlace::open(&url)?;
     let found_at = match place.local_path() {
         Some(local) if !local.exists() => {

@@ -27,23 +27,16 @@ pub struct VectorCache {
 }
 
 impl VectorCache {
-    /// Opens a cache below `folder`, or in memory only.
-    #[must_use]
-    pub fn new(folder: Option<PathBuf>, encoder: &EncoderEntry) -> Self {
+    /// Opens a cache below `folder`, or in memory only. The vectors of `windows` windows follow that of a text.
+    pub fn new(folder: Option<PathBuf>, encoder: &EncoderEntry, windows: usize) -> Self {
         Self {
             folder: folder.map(|folder| folder.join(&encoder.fingerprint)),
             encoder: encoder.clone(),
-            windows: 0,
+            windows,
             recent: HashMap::new(),
             older: HashMap::new(),
             complained: false,
         }
-    }
-
-    /// Caches the vectors of this many windows too, behind that of a text.
-    #[must_use]
-    pub fn with_windows(self, windows: usize) -> Self {
-        Self { windows, ..self }
     }
 
     /// Returns the cached vector of a text.
@@ -57,20 +50,13 @@ impl VectorCache {
             return Some(vector);
         }
         let path = self.path(&key)?;
-        let vector = match std::fs::read(&path) {
-            Ok(content) => decode(&content, (1 + self.windows) * self.encoder.hidden_size),
-            Err(_) => return None,
+        let content = std::fs::read(&path).ok()?;
+        let Some(vector) = decode(&content, (1 + self.windows) * self.encoder.hidden_size) else {
+            tracing::warn!("{}: damaged, the text is read again", path.display());
+            return None;
         };
-        match vector {
-            Some(vector) => {
-                self.keep(key, vector.clone());
-                Some(vector)
-            }
-            None => {
-                tracing::warn!("{}: damaged, the text is read again", path.display());
-                None
-            }
-        }
+        self.keep(key, vector.clone());
+        Some(vector)
     }
 
     /// Caches the vector of a text. A disk error only costs time later.
@@ -149,7 +135,8 @@ mod tests {
     #[test]
     fn a_vector_is_found_again_by_its_text_its_encoder_and_its_limits() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |entry: EncoderEntry| VectorCache::new(Some(folder.path().into()), &entry);
+        let open_with = |entry, windows| VectorCache::new(Some(folder.path().into()), &entry, windows);
+        let open = |entry: EncoderEntry| open_with(entry, 0);
         let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
         open(entry("aa", 256)).put("ត្រី", &vector);
         assert_eq!(open(entry("aa", 256)).get("ត្រី").unwrap(), vector);
@@ -159,16 +146,16 @@ mod tests {
         let reading = Reading { normalize: true, ..Reading::default() };
         let normalized = EncoderEntry { reading, ..entry("aa", 256) };
         assert_eq!(open(normalized).get("ត្រី"), None, "another reading");
-        let mut windowed = open(entry("aa", 256)).with_windows(1);
+        let mut windowed = open_with(entry("aa", 256), 1);
         assert_eq!(windowed.get("ត្រី"), None, "the windows are missing");
         windowed.put("ត្រី", &[vector, vector].concat());
-        let again = open(entry("aa", 256)).with_windows(1).get("ត្រី").unwrap();
+        let again = open_with(entry("aa", 256), 1).get("ត្រី").unwrap();
         assert_eq!(again, [vector, vector].concat());
     }
 
     #[test]
     fn memory_holds_the_texts_that_are_used_and_a_bounded_number_of_others() {
-        let mut cache = VectorCache::new(None, &entry("aa", 256));
+        let mut cache = VectorCache::new(None, &entry("aa", 256), 0);
         let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
         for n in 0..3 * RECENT {
             cache.put(&n.to_string(), &vector);
@@ -181,7 +168,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_read_over_and_a_folder_that_cant_be_written_to_is_no_error() {
         let folder = tempfile::tempdir().unwrap();
-        let mut cache = VectorCache::new(Some(folder.path().into()), &entry("aa", 256));
+        let mut cache = VectorCache::new(Some(folder.path().into()), &entry("aa", 256), 0);
         let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
         cache.put("x", &vector);
         let path = cache.path(&cache.key("x")).unwrap();
@@ -189,7 +176,7 @@ mod tests {
         content[0] ^= 1;
         std::fs::write(&path, &content).unwrap();
         assert_eq!(cache.get("x").unwrap(), vector, "memory still has it");
-        let mut again = VectorCache::new(Some(folder.path().into()), &entry("aa", 256));
+        let mut again = VectorCache::new(Some(folder.path().into()), &entry("aa", 256), 0);
         assert_eq!(again.get("x"), None);
         for content in [&b""[..], b"abc", b"0123456789"] {
             std::fs::write(&path, content).unwrap();
@@ -197,7 +184,7 @@ mod tests {
         }
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let mut cache = VectorCache::new(Some(file), &entry("aa", 256));
+        let mut cache = VectorCache::new(Some(file), &entry("aa", 256), 0);
         cache.put("x", &vector);
         assert_eq!(cache.get("x").unwrap(), vector);
     }

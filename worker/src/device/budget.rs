@@ -23,7 +23,6 @@ impl TokenCost {
     /// Returns the cost in a forward pass that keeps nothing. It counts a few rows of the hidden size, and the
     /// feed-forward block twice. It also counts attention's scores against `longest` tokens, in f32 and in the model's
     /// own format.
-    #[must_use]
     pub fn forward(hidden: usize, inner: usize, heads: usize, longest: usize, value_bytes: usize) -> Self {
         let rows = (8 * hidden + 3 * inner) * value_bytes;
         let scores = heads * longest * (2 * 4 + value_bytes);
@@ -32,7 +31,6 @@ impl TokenCost {
 
     /// Returns the cost in a training pass: [`TokenCost::forward`], and what each of `layers` keeps for the backward
     /// pass.
-    #[must_use]
     pub fn training(self, layers: usize, hidden: usize, inner: usize, value_bytes: usize) -> Self {
         Self { bytes: self.bytes + layers * (6 * hidden + 2 * inner) * value_bytes }
     }
@@ -40,7 +38,6 @@ impl TokenCost {
 
 /// Returns how many tokens fit into `free` bytes, at most `wished`. If `free` is 0, it is not known, and the result is
 /// `wished`.
-#[must_use]
 pub fn token_budget(free: u64, cost: TokenCost, wished: usize) -> usize {
     if free == 0 || cost.bytes == 0 {
         return wished;
@@ -52,7 +49,6 @@ pub fn token_budget(free: u64, cost: TokenCost, wished: usize) -> usize {
 
 /// Returns the free bytes of a device: the GPU driver's number, or the system's available memory within the limits of a
 /// container.
-#[must_use]
 pub fn free_memory(device: &Device) -> u64 {
     match device {
         #[cfg(feature = "cuda")]
@@ -93,7 +89,6 @@ fn room_below(limit: &str, used: &str) -> Option<u64> {
 }
 
 /// Returns true if an error means that a device has no memory left.
-#[must_use]
 pub fn is_out_of_memory(error: &Error) -> bool {
     let Error::Tensor(error) = error else {
         return matches!(error, Error::OutOfMemory(_));

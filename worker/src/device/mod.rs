@@ -59,7 +59,8 @@ impl FromStr for DeviceChoice {
 }
 
 /// The wanted number format of products with frozen weights. Sums are f32 in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, strum::Display, strum::EnumString)]
+#[strum(serialize_all = "lowercase", parse_err_ty = Error, parse_err_fn = no_format)]
 pub enum Arithmetic {
     /// bf16 on GPUs. On the CPU bf16 where oneDNN is installed and a fifth faster in it than in f32, else f32.
     #[default]
@@ -70,27 +71,8 @@ pub enum Arithmetic {
     Bf16,
 }
 
-impl fmt::Display for Arithmetic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl FromStr for Arithmetic {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::Input(format!("`{text}` is no number format: `auto`, `f32` or `bf16` is expected"))),
-        }
-    }
+fn no_format(text: &str) -> Error {
+    Error::Input(format!("`{text}` is no number format: `auto`, `f32` or `bf16` is expected"))
 }
 
 impl Arithmetic {
@@ -120,7 +102,6 @@ impl Arithmetic {
         }
     }
 
-    /// The dtype of models on a GPU.
     fn on_gpu(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -149,7 +130,6 @@ pub struct Compute {
 
 impl Compute {
     /// Returns the CPU.
-    #[must_use]
     pub fn cpu() -> Self {
         Self {
             device: Device::Cpu,
@@ -166,10 +146,7 @@ impl Compute {
     /// [`Error::Device`] when a GPU or bf16 was asked for and can't be used. The text says what is missing and what to do.
     pub fn open(choice: DeviceChoice, arithmetic: Arithmetic) -> Result<Self> {
         let mut compute = Self::device(choice)?;
-        compute.dtype = match compute.device.is_cpu() {
-            true => arithmetic.on_cpu()?,
-            false => arithmetic.on_gpu(),
-        };
+        compute.dtype = if compute.device.is_cpu() { arithmetic.on_cpu()? } else { arithmetic.on_gpu() };
         Ok(compute)
     }
 
@@ -178,34 +155,26 @@ impl Compute {
             return Ok(Self::cpu());
         }
         let probe = Probe::of_this_machine();
-        match choose(choice, &probe) {
-            Ok(Some(index)) => match open_cuda(index) {
-                Err(error) if choice == DeviceChoice::Auto => {
-                    tracing::warn!("computing on the CPU: {error}");
-                    Ok(Self::cpu())
-                }
-                opened => opened,
-            },
-            Ok(None) => {
-                tracing::info!("computing on the CPU: {}", probe.why_not().unwrap_or_default());
+        let Some(index) = choose(choice, &probe)? else {
+            tracing::info!("computing on the CPU: {}", probe.why_not().unwrap_or_default());
+            return Ok(Self::cpu());
+        };
+        match open_cuda(index) {
+            Err(error) if choice == DeviceChoice::Auto => {
+                tracing::warn!("computing on the CPU: {error}");
                 Ok(Self::cpu())
             }
-            Err(error) => Err(error),
+            opened => opened,
         }
     }
 
     /// Returns where and how this device trains a projector: on the CPU in f32, whatever the products of frozen models are computed in.
-    #[must_use]
     pub fn training_backend(&self) -> Backend {
-        let dtype = match self.device.is_cpu() {
-            true => DType::F32,
-            false => self.dtype,
-        };
+        let dtype = if self.device.is_cpu() { DType::F32 } else { self.dtype };
         Backend::new(&self.device, dtype)
     }
 
     /// Returns `cpu` or `cuda`.
-    #[must_use]
     pub fn kind(&self) -> &'static str {
         if self.device.is_cpu() { "cpu" } else { "cuda" }
     }

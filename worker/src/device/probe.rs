@@ -24,7 +24,6 @@ pub struct Probe {
 
 impl Probe {
     /// Examines this machine.
-    #[must_use]
     pub fn of_this_machine() -> Self {
         #[cfg(feature = "cuda")]
         return cuda::probe();
@@ -33,7 +32,6 @@ impl Probe {
     }
 
     /// Returns why no GPU can be used, or `None` if one can.
-    #[must_use]
     pub fn why_not(&self) -> Option<String> {
         if !self.built_with_cuda {
             return Some("this binary was built without CUDA (worker/cuda/build.sh makes one with it)".into());
@@ -143,7 +141,6 @@ mod cuda {
         }
     }
 
-    /// Loads a library under one of its names.
     fn load(name: &str) -> std::result::Result<Library, String> {
         let names = [
             format!("lib{name}.so"),
@@ -175,7 +172,6 @@ mod cuda {
         load(name).map(drop).map_err(|reason| Error::Device(format!("{reason} can't be loaded")))
     }
 
-    /// Opens a GPU.
     pub(crate) fn open(index: usize) -> Result<Compute> {
         let failed = |what: &str, error: &dyn std::fmt::Display| Error::Device(format!("GPU {index}: {what}: {error}"));
         // The stream is shared: candle's default stream differs in each thread, and tasks pass tensors between threads.

@@ -21,7 +21,7 @@ use super::whitening::Metric;
 use crate::Result;
 use crate::numerics::kernels::{dot, rows_per_task};
 use crate::numerics::vectorized::vectorized;
-use crate::ops::{UnitRows, Values, edit, fused, matmul};
+use crate::ops::{UnitRows, edit, fused, matmul, values};
 
 const NORM_EPSILON: f64 = 1e-8;
 
@@ -59,7 +59,6 @@ pub struct AlignLosses {
 
 impl AlignLosses {
     /// Returns the weighted sum that training minimizes.
-    #[must_use]
     pub fn total(&self, weights: &AlignWeights) -> f64 {
         self.info_nce + weights.direction * self.direction + weights.log_norm * self.log_norm
     }
@@ -127,8 +126,7 @@ fn of_vectors_themselves(
     }
     let (pairs, width) = batch.projected.dims2()?;
     let n = pairs as f64;
-    let (projected, teacher) = (Values::of(batch.projected)?, Values::of(batch.teacher)?);
-    let (projected, teacher) = (projected.get()?, teacher.get()?);
+    let (projected, teacher) = (values(batch.projected)?, values(batch.teacher)?);
     let own = batch.own.start * width..batch.own.end * width;
     let block = rows_per_task(pairs, width);
     let found: Vec<Compared> = projected
@@ -181,7 +179,6 @@ fn of_vectors_composed(
     Ok(([direction, log_norm], ((gradient + of_direction)? + of_log_norm)?))
 }
 
-/// A projected row compared with its teacher.
 struct Compared {
     norm: f32,
     teacher_norm: f32,
@@ -202,7 +199,6 @@ fn compare(projected: &[f32], teacher: &[f32]) -> Compared {
 }
 
 vectorized! {
-    /// Computes `sums += a · factor_a + b · factor_b`.
     fn add_two(sums: &mut [f32], a: &[f32], factor_a: f32, b: &[f32], factor_b: f32) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
             *sum += a * factor_a + b * factor_b;

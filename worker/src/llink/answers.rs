@@ -1,16 +1,13 @@
 //! Scores that compare answers with their references.
 
-use std::collections::HashMap;
-
 use llink_datasets::measured::AnswerScores;
 use llink_datasets::numbers;
 use llink_datasets::script::WritingSystem;
 
-use super::bleu::{Tokens, bleu};
+use super::bleu::{Tokens, bleu, in_common};
 use super::chrf::{Words, chrf};
 
 /// Scores (answer, reference) pairs.
-#[must_use]
 pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> AnswerScores {
     let pairs: Vec<(&str, &str)> = pairs.into_iter().collect();
     let chinese = pairs.iter().filter(|(_, reference)| is_chinese(reference)).count();
@@ -18,9 +15,9 @@ pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
         chrf: chrf(pairs.iter().copied(), Words::None),
         chrf_pp: chrf(pairs.iter().copied(), Words::Two),
         chinese,
+        count: pairs.len(),
         ..AnswerScores::default()
     };
-    scores.count = pairs.len();
     let tokens = if scores.is_chinese() { Tokens::Chinese } else { Tokens::V13a };
     scores.bleu = bleu(pairs.iter().copied(), tokens);
     for (answer, reference) in pairs {
@@ -48,22 +45,11 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn recall(said: &[String], wanted: &[String]) -> f64 {
-    let mut left: HashMap<&str, usize> = HashMap::new();
-    for word in said {
-        *left.entry(word).or_default() += 1;
+    let all = || wanted.iter().filter(|word| !is_number(word));
+    match all().count() {
+        0 => f64::from(u8::from(said == wanted)),
+        count => in_common(said.iter(), all()) as f64 / count as f64,
     }
-    let (mut all, mut found) = (0_usize, 0_usize);
-    for word in wanted.iter().filter(|word| !is_number(word)) {
-        all += 1;
-        if let Some(count @ 1..) = left.get_mut(word.as_str()) {
-            *count -= 1;
-            found += 1;
-        }
-    }
-    if all == 0 {
-        return f64::from(u8::from(said == wanted));
-    }
-    found as f64 / all as f64
 }
 
 fn is_number(word: &str) -> bool {

@@ -1,11 +1,11 @@
 //! BLEU over a corpus (Papineni et al. 2002), computed as sacrebleu does, to the last digit.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// The length of the longest n-grams.
 const ORDER: usize = 4;
 
 /// The way a text is cut into tokens.
@@ -18,7 +18,6 @@ pub enum Tokens {
 }
 
 /// Returns the BLEU of (answer, reference) pairs, from 0 to 100.
-#[must_use]
 pub fn bleu<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>, tokens: Tokens) -> f64 {
     let (mut correct, mut total) = ([0_usize; ORDER], [0_usize; ORDER]);
     let (mut said, mut wanted) = (0, 0);
@@ -28,15 +27,8 @@ pub fn bleu<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>, tokens: Tok
         said += answer.len();
         wanted += reference.len();
         for n in 1..=ORDER {
-            let mut left: HashMap<&[&str], usize> = HashMap::new();
-            reference.windows(n).for_each(|ngram| *left.entry(ngram).or_default() += 1);
-            for ngram in answer.windows(n) {
-                total[n - 1] += 1;
-                if let Some(count @ 1..) = left.get_mut(ngram) {
-                    *count -= 1;
-                    correct[n - 1] += 1;
-                }
-            }
+            total[n - 1] += answer.windows(n).count();
+            correct[n - 1] += in_common(answer.windows(n), reference.windows(n));
         }
     }
     score(correct, total, said, wanted)
@@ -65,6 +57,20 @@ fn score(correct: [usize; ORDER], total: [usize; ORDER], said: usize, wanted: us
     penalty * (logarithms / ORDER as f64).exp()
 }
 
+/// Returns how many items of `said` are in `wanted` too, where each item of `wanted` counts once.
+pub(super) fn in_common<T: Hash + Eq>(said: impl Iterator<Item = T>, wanted: impl Iterator<Item = T>) -> usize {
+    let mut left: HashMap<T, usize> = HashMap::new();
+    wanted.for_each(|item| *left.entry(item).or_default() += 1);
+    let found = said.filter(|item| match left.get_mut(item) {
+        Some(count @ 1..) => {
+            *count -= 1;
+            true
+        }
+        _ => false,
+    });
+    found.count()
+}
+
 /// Returns the parts between white space. Like Python's `str.split`, it takes the four information separators for white space.
 pub(super) fn fields(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_space).filter(|part| !part.is_empty())
@@ -75,15 +81,6 @@ fn is_space(c: char) -> bool {
 }
 
 impl Tokens {
-    /// Returns the name in sacrebleu's signatures.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::V13a => "13a",
-            Self::Chinese => "zh",
-        }
-    }
-
     /// Returns the text with white space around its tokens.
     fn cut(self, text: &str) -> String {
         let text = text.trim_end_matches(is_space);
@@ -98,10 +95,7 @@ impl Tokens {
             Self::Chinese => {
                 let mut spaced = String::new();
                 for c in text.trim_matches(is_space).chars() {
-                    match is_chinese(c) {
-                        true => spaced.extend([' ', c, ' ']),
-                        false => spaced.push(c),
-                    }
+                    if is_chinese(c) { spaced.extend([' ', c, ' ']) } else { spaced.push(c) }
                 }
                 apart(&spaced)
             }

@@ -4,12 +4,10 @@
 //! N-grams have 1 to 6 characters without white space, and in chrF++ also 1 to 2 words. Precision and recall come from counts
 //! over all answers, and are averaged over the orders that both sides have. The F score weights recall by β = 2.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 
-use super::bleu::fields;
+use super::bleu::{fields, in_common};
 
-/// The length of the longest n-grams of characters.
 const ORDER: usize = 6;
 /// The weight of recall against precision, β.
 const BETA: f64 = 2.0;
@@ -32,7 +30,6 @@ struct Counts {
 }
 
 /// Returns the chrF2 or chrF2++ of (answer, reference) pairs, from 0 to 100.
-#[must_use]
 pub fn chrf<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>, words: Words) -> f64 {
     let mut orders = vec![Counts::default(); ORDER + words as usize];
     for (answer, reference) in pairs {
@@ -67,21 +64,12 @@ fn words(text: &str) -> Vec<&str> {
 
 fn add<T: Hash + Eq>(orders: &mut [Counts], answer: &[T], reference: &[T]) {
     for (n, counts) in (1..).zip(orders) {
-        let mut left: HashMap<&[T], usize> = HashMap::new();
-        for ngram in reference.windows(n) {
-            *left.entry(ngram).or_default() += 1;
-            counts.reference += 1;
-        }
+        let references = reference.windows(n).count();
+        counts.reference += references;
         // An order that the reference is too short for does not count.
-        if left.is_empty() {
-            continue;
-        }
-        for ngram in answer.windows(n) {
-            counts.answer += 1;
-            if let Some(count @ 1..) = left.get_mut(ngram) {
-                *count -= 1;
-                counts.matches += 1;
-            }
+        if references > 0 {
+            counts.answer += answer.windows(n).count();
+            counts.matches += in_common(answer.windows(n), reference.windows(n));
         }
     }
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::numerics::kernels::{dot_rows_f16, rows_per_task};
 use crate::numerics::matrix::Existing;
-use crate::ops::{Values, fused, sum_rows_into};
+use crate::ops::{fused, sum_rows_into, values};
 
 /// The number of rows that one sort takes. More do not fit into the shared memory of a GPU's block.
 const SORTED_AT_ONCE: usize = 4_096;
@@ -33,13 +33,12 @@ pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n
     // The sum of the students gives the same order as their mean.
     let direction = Tensor::zeros(width, DType::F32, students.device())?;
     sum_rows_into(&direction, students, None, Existing::Overwritten)?;
-    let direction = Values::of(&direction)?;
     let (storage, layout) = vectors.storage_and_layout();
     let (Storage::Cpu(CpuStorage::F16(halves)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
         return Err(candle_core::Error::Msg("expected a contiguous f16 queue on the CPU".into()).into());
     };
     let rows = &halves[start..end];
-    let positions = mine(rows, direction.get()?, left_out, n);
+    let positions = mine(rows, &values(&direction)?, left_out, n);
     if positions.is_empty() {
         return Ok(None);
     }

@@ -1,15 +1,10 @@
 //! The margin score of parallel sentences ([Artetxe and Schwenk](https://arxiv.org/abs/1811.01136)).
 
-use rayon::prelude::*;
-
-use super::retrieval::normalized;
-use crate::numerics::matrix::{Matrix, Target, matmul};
+use super::retrieval::{compared, normalized};
 use crate::{Error, Result};
 
 /// The number of nearest neighbors of each sentence, as in the paper.
 pub const NEIGHBORS: usize = 4;
-/// The number of sentences whose similarities are held at once.
-const BLOCK: usize = 256;
 /// The least mean similarity that divides.
 const LEAST: f32 = 1e-6;
 
@@ -36,24 +31,8 @@ pub fn margins(foreign: &[f32], english: &[f32], width: usize) -> Result<Vec<f32
 
 /// Returns the cosine of each row to its own partner, and its mean cosine to its nearest neighbors among all `others`.
 fn nearness(rows: &[f32], others: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
-    let n = rows.len() / width;
-    let mut similarities = vec![0.0; BLOCK.min(n) * n];
-    let mut found = Vec::with_capacity(n);
-    for (block, rows) in rows.chunks(BLOCK * width).enumerate() {
-        let count = rows.len() / width;
-        let similarities = &mut similarities[..count * n];
-        // [block, width] · [width, n]
-        matmul(
-            Matrix::new(rows, count, width),
-            Matrix::new(others, n, width).transposed(),
-            Target::new(similarities, n),
-        );
-        found.par_extend(similarities.par_chunks_exact_mut(n).enumerate().map(|(row, similarities)| {
-            let own = similarities[block * BLOCK + row];
-            (own, mean_of_greatest(similarities))
-        }));
-    }
-    found.into_iter().unzip()
+    let near = |own: f32, similarities: &mut [f32]| (own, mean_of_greatest(similarities));
+    compared(rows, others, width, near).into_iter().unzip()
 }
 
 /// Returns the mean of the greatest [`NEIGHBORS`] values, whose order is changed.
@@ -84,7 +63,7 @@ mod tests {
 
     #[test]
     fn shuffled_pairs_have_the_lowest_margins() {
-        let (n, width) = (2 * BLOCK + 88, 48);
+        let (n, width) = (600, 48);
         let english = noise(1, n * width);
         let mut foreign: Vec<f32> = english.iter().zip(noise(2, n * width)).map(|(x, e)| x + 0.7 * e + 0.5).collect();
         // A fifth of the pairs get the foreign side of another one.

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::parameters::{Shapes, count, ranges};
 use crate::Result;
 use crate::numerics::matrix::Existing;
 use crate::ops::{
@@ -10,17 +11,13 @@ use crate::ops::{
 };
 
 /// The names and shapes of the parameters, in the order of the flat buffer.
-pub(crate) type MlpShapes = [(&'static str, Vec<usize>); 6];
+pub(crate) type MlpShapes = Shapes<6>;
 
 /// Splits a flat gradient into the two views that the backward pass fills one after the other. The first has the second
 /// Linear and the LayerNorm; the second has the first Linear.
 pub(crate) fn halves(shapes: &MlpShapes, gradient: &Tensor) -> Result<[Tensor; 2]> {
-    let count = |shapes: &[(&str, Vec<usize>)]| -> usize {
-        let counts = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>());
-        counts.sum()
-    };
-    let (first, second) = (count(&shapes[..2]), count(&shapes[2..]));
-    Ok([gradient.narrow(0, first, second)?, gradient.narrow(0, 0, first)?])
+    let first = ranges(shapes)[2].start;
+    Ok([gradient.narrow(0, first, count(shapes) - first)?, gradient.narrow(0, 0, first)?])
 }
 
 /// The parameters. The Linears are in the dtype of the products. An output row of the second Linear is K rows of `d`
@@ -48,20 +45,18 @@ impl Mlp {
     /// Reads the parameters from a flat buffer `[n]` in f32. Products are computed in `dtype`, and f32 parameters are
     /// not copied.
     pub(crate) fn new(shapes: &MlpShapes, parameters: &Tensor, dtype: DType) -> Result<Self> {
-        let mut start = 0;
-        let mut next = |index: usize, dtype: DType| {
-            let shape = shapes[index].1.as_slice();
-            let count: usize = shape.iter().product();
-            start += count;
-            parameters.narrow(0, start - count, count)?.reshape(shape)?.to_dtype(dtype)
+        let ranges = ranges(shapes);
+        let part = |index: usize, dtype: DType| {
+            let (range, shape) = (&ranges[index], shapes[index].1.as_slice());
+            parameters.narrow(0, range.start, range.len())?.reshape(shape)?.to_dtype(dtype)
         };
         Ok(Self {
-            up: next(0, dtype)?,
-            up_bias: next(1, dtype)?,
-            down: next(2, dtype)?,
-            down_bias: next(3, dtype)?,
-            norm: next(4, DType::F32)?,
-            norm_bias: next(5, DType::F32)?,
+            up: part(0, dtype)?,
+            up_bias: part(1, dtype)?,
+            down: part(2, dtype)?,
+            down_bias: part(3, dtype)?,
+            norm: part(4, DType::F32)?,
+            norm_bias: part(5, DType::F32)?,
         })
     }
 

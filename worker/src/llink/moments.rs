@@ -31,7 +31,6 @@ pub struct Moments {
 
 impl Moments {
     /// Returns the moments of no vectors.
-    #[must_use]
     pub fn new(width: usize, spread: Spread) -> Self {
         let numbers = match spread {
             Spread::Variances => width,
@@ -41,19 +40,16 @@ impl Moments {
     }
 
     /// Returns the number of vectors so far.
-    #[must_use]
     pub const fn rows(&self) -> usize {
         self.rows
     }
 
     /// Returns the mean, `[d]`.
-    #[must_use]
     pub fn mean(&self) -> &[f64] {
         &self.mean
     }
 
     /// Returns the mean in f32, `[d]`.
-    #[must_use]
     pub(super) fn narrow_mean(&self) -> Vec<f32> {
         self.mean.iter().map(|x| *x as f32).collect()
     }
@@ -110,7 +106,6 @@ impl Moments {
     }
 
     /// Returns the variance of each dimension with the divisor n − 1, `[d]`. It is 0 for a single vector.
-    #[must_use]
     pub fn variances(&self) -> Vec<f64> {
         let width = self.mean.len();
         let stride = match self.spread {
@@ -123,7 +118,6 @@ impl Moments {
 
     /// Returns the covariance with the divisor n − 1, `[d, d]`: the lower triangle in column-major order. `None` where
     /// only variances are collected.
-    #[must_use]
     pub fn covariance(&self) -> Option<Vec<f64>> {
         let freedom = (self.rows.max(2) - 1) as f64;
         let divided = || self.scatter.iter().map(|sum| sum / freedom).collect();

@@ -128,6 +128,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::ops::testing::differences;
 
     type Ways = fn(Tensor, &[u32], usize, Wanted) -> Result<(Tensor, Option<Tensor>)>;
 
@@ -159,16 +160,10 @@ mod tests {
         let of = |ways: Ways| ways(tensor(&logits, vocabulary), &targets, total, Wanted::LossAndGradient).unwrap();
         let composed: Ways = |logits, targets, total, wanted| composed_loss(&logits, targets, total, wanted);
         for (found, gradient) in [of(fused_loss), of(composed)] {
-            let mut wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
+            let wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
             assert!((f64::from(found.to_scalar::<f32>().unwrap()) - loss(&wide)).abs() < 1e-5);
             let gradient: Vec<f32> = gradient.unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            for (index, derivative) in gradient.iter().enumerate() {
-                let at = wide[index];
-                wide[index] = at + 1e-5;
-                let above = loss(&wide);
-                wide[index] = at - 1e-5;
-                let difference = (above - loss(&wide)) / 2e-5;
-                wide[index] = at;
+            for (index, (derivative, difference)) in gradient.iter().zip(differences(&wide, 1e-5, loss)).enumerate() {
                 assert!((difference - f64::from(*derivative)).abs() < 1e-6, "{index}: {derivative} {difference}");
             }
         }

@@ -3,13 +3,10 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::numerics::random::uniform;
 use crate::numerics::tensor_file::{Tensor, TensorFile, Values};
 
 /// The names and shapes of a module's parameters, in the order of its flat buffer.
-pub(super) type Shapes<const N: usize> = [(&'static str, Vec<usize>); N];
-
-/// Returns the position of each parameter.
+pub(crate) type Shapes<const N: usize> = [(&'static str, Vec<usize>); N];
 pub(super) fn ranges<const N: usize>(shapes: &Shapes<N>) -> [Range<usize>; N] {
     let mut end = 0;
     shapes.each_ref().map(|(_, shape)| {
@@ -19,17 +16,14 @@ pub(super) fn ranges<const N: usize>(shapes: &Shapes<N>) -> [Range<usize>; N] {
     })
 }
 
-/// Returns the number of values of all parameters.
 pub(super) fn count<const N: usize>(shapes: &Shapes<N>) -> usize {
     ranges(shapes).last().map_or(0, |range| range.end)
 }
 
-/// Returns each parameter's values.
 pub(super) fn split<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32]) -> [&'a [f32]; N] {
     ranges(shapes).map(|range| &values[range])
 }
 
-/// Returns each parameter's values, to be written to.
 pub(super) fn split_mut<'a, const N: usize>(shapes: &Shapes<N>, mut values: &'a mut [f32]) -> [&'a mut [f32]; N] {
     ranges(shapes).map(|range| values.split_off_mut(..range.len()).expect("the buffer holds every parameter"))
 }
@@ -53,12 +47,4 @@ pub(super) fn read<const N: usize>(shapes: &Shapes<N>, file: &TensorFile<'_>, pr
         values.extend(tensor);
     }
     Ok(values)
-}
-
-/// Draws weights and biases of a Linear uniformly within ±1/√inputs, PyTorch's default.
-pub(super) fn initialize_linear(values: &mut [f32], inputs: usize, key: u64) {
-    let bound = 1.0 / (inputs as f32).sqrt();
-    for (value, index) in values.iter_mut().zip(0..) {
-        *value = bound * (2.0 * uniform(key, index) - 1.0);
-    }
 }

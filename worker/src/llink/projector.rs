@@ -11,8 +11,8 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::mlp::Mlp;
-use super::parameters::{self, initialize_linear, split_mut};
-use crate::numerics::random::key;
+use super::parameters::{self, split_mut};
+use crate::numerics::random::{fill_uniform, key};
 use crate::numerics::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
@@ -41,7 +41,6 @@ pub struct Projector {
 impl ProjectorShape {
     /// Returns the names and shapes of the parameters, in the order of the flat buffer. Weights are
     /// `[outputs, inputs]`, as in PyTorch.
-    #[must_use]
     pub fn tensors(&self) -> [(&'static str, Vec<usize>); 6] {
         [
             ("up.weight", vec![self.hidden, self.input]),
@@ -54,13 +53,11 @@ impl ProjectorShape {
     }
 
     /// Returns the position of each parameter in the flat buffer.
-    #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 6] {
         parameters::ranges(&self.tensors())
     }
 
     /// Returns the number of parameters.
-    #[must_use]
     pub fn parameter_count(&self) -> usize {
         parameters::count(&self.tensors())
     }
@@ -69,12 +66,11 @@ impl ProjectorShape {
 impl Projector {
     /// Initializes a projector as PyTorch does: Linears are uniform within ±1/√inputs, and the LayerNorm is ones and
     /// zeros.
-    #[must_use]
     pub fn new(shape: ProjectorShape, seed: u64) -> Self {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
         for (tensor, inputs) in [(0, shape.input), (1, shape.input), (2, shape.hidden), (3, shape.hidden)] {
-            initialize_linear(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
+            fill_uniform(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
         }
         parameters[ranges[4].clone()].fill(1.0);
         Self { shape, parameters }
@@ -84,20 +80,9 @@ impl Projector {
     ///
     /// # Panics
     /// When the number of parameters does not match the shape.
-    #[must_use]
     pub fn from_parameters(shape: ProjectorShape, parameters: Vec<f32>) -> Self {
         assert_eq!(parameters.len(), shape.parameter_count(), "a projector's parameters");
         Self { shape, parameters }
-    }
-
-    /// Starts the LayerNorm at the deviation and the mean of the training teachers, `[d]` each.
-    ///
-    /// A fresh LayerNorm gives vectors of norm √d. The teachers of a middle layer are many times longer, so a whitened
-    /// loss would see all projected vectors as one point.
-    pub fn start_at(&mut self, deviation: &[f32], mean: &[f32]) {
-        let [.., norm, norm_bias] = split_mut(&self.shape.tensors(), &mut self.parameters);
-        norm.copy_from_slice(deviation);
-        norm_bias.copy_from_slice(mean);
     }
 
     /// Returns the projector that maps x as this one maps (x − mean) / deviation. Mean and deviation are `[d_e]`.
@@ -118,7 +103,6 @@ impl Projector {
     }
 
     /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
-    #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
         parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
@@ -139,9 +123,6 @@ impl Projector {
     }
 
     /// Returns a safetensors file of the projector with `metadata`.
-    ///
-    /// # Errors
-    /// None that its invariants allow.
     pub fn to_safetensors(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
         tensor_file::write(&self.tensors(""), metadata)
     }
@@ -155,7 +136,6 @@ impl Projector {
     }
 
     /// Returns the widths.
-    #[must_use]
     pub const fn shape(&self) -> ProjectorShape {
         self.shape
     }

@@ -7,7 +7,7 @@ use crate::numerics::kernels::normalize;
 use crate::numerics::matrix::{Matrix, Target, matmul};
 use crate::{Error, Result};
 
-/// The number of students whose similarities are held at once.
+/// The number of rows whose similarities are held at once.
 const BLOCK: usize = 256;
 
 /// Means over all students of the rank that each gives its own teacher.
@@ -27,7 +27,6 @@ pub struct RetrievalMetrics {
 
 impl RetrievalMetrics {
     /// Returns the metrics of a random order of `n` teachers.
-    #[must_use]
     pub fn chance(n: usize) -> Self {
         let share = |k: usize| k.min(n) as f64 / n as f64;
         let mrr = (1..=n).map(|rank| 1.0 / rank as f64).sum::<f64>() / n as f64;
@@ -35,7 +34,6 @@ impl RetrievalMetrics {
     }
 
     /// Returns the metrics of these ranks.
-    #[must_use]
     pub fn of_ranks(ranks: &[usize]) -> Self {
         let mean =
             |value: &dyn Fn(usize) -> f64| ranks.iter().map(|rank| value(*rank)).sum::<f64>() / ranks.len() as f64;
@@ -60,9 +58,6 @@ pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Re
 }
 
 /// Returns the rank, from 1, that each student gives its own teacher. See [`retrieval_metrics`].
-///
-/// # Errors
-/// Those of [`retrieval_metrics`].
 pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Result<Vec<usize>> {
     if students.is_empty() || students.len() != teachers.len() || !students.len().is_multiple_of(width) {
         let (students, teachers) = (students.len(), teachers.len());
@@ -71,25 +66,32 @@ pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Resu
     if let Some(at) = students.iter().zip(teachers).position(|(s, t)| !s.is_finite() || !t.is_finite()) {
         return Err(Error::Input(format!("retrieval: row {} holds NaN or infinity", at / width)));
     }
-    let n = students.len() / width;
-    let (students, teachers) = (normalized(students, width), normalized(teachers, width));
-    let mut ranks = Vec::with_capacity(n);
+    Ok(compared(&normalized(students, width), &normalized(teachers, width), width, |own, similarities| {
+        similarities.iter().filter(|other| **other >= own).count()
+    }))
+}
+
+/// Calls `compare` for each of `rows` `[n, width]`, with its similarity to its own partner among `others` `[n, width]` and
+/// with those to all of them.
+pub(super) fn compared<T: Send>(
+    rows: &[f32],
+    others: &[f32],
+    width: usize,
+    compare: impl Fn(f32, &mut [f32]) -> T + Sync,
+) -> Vec<T> {
+    let n = rows.len() / width;
     let mut similarities = vec![0.0; BLOCK.min(n) * n];
-    for (block, rows) in students.chunks(BLOCK * width).enumerate() {
+    let mut found = Vec::with_capacity(n);
+    for (block, rows) in rows.chunks(BLOCK * width).enumerate() {
         let count = rows.len() / width;
         let similarities = &mut similarities[..count * n];
         // [block, width] · [width, n]
-        matmul(
-            Matrix::new(rows, count, width),
-            Matrix::new(&teachers, n, width).transposed(),
-            Target::new(similarities, n),
-        );
-        ranks.par_extend(similarities.par_chunks_exact(n).enumerate().map(|(row, similarities)| {
-            let own = similarities[block * BLOCK + row];
-            similarities.iter().filter(|other| **other >= own).count()
-        }));
+        let others = Matrix::new(others, n, width).transposed();
+        matmul(Matrix::new(rows, count, width), others, Target::new(similarities, n));
+        let each = similarities.par_chunks_exact_mut(n).enumerate();
+        found.par_extend(each.map(|(row, similarities)| compare(similarities[block * BLOCK + row], similarities)));
     }
-    Ok(ranks)
+    found
 }
 
 /// Returns the rows, each scaled to length 1.

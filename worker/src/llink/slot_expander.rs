@@ -13,9 +13,9 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::mlp::{Mlp, MlpShapes, MlpTape};
-use super::parameters::{self, initialize_linear};
+use super::parameters;
 use crate::numerics::kernels::dot;
-use crate::numerics::random::key;
+use crate::numerics::random::{fill_uniform, key};
 use crate::numerics::tensor_file::{self, TensorFile};
 use crate::ops::{Normed, UnitRows, standardized};
 use crate::{Error, Result};
@@ -46,7 +46,6 @@ pub struct SlotExpander {
 impl SlotExpanderShape {
     /// Returns the names and shapes of the parameters, in the order of the flat buffer. `scale` is the first value and
     /// has its own learning rate.
-    #[must_use]
     pub fn tensors(&self) -> [(&'static str, Vec<usize>); 7] {
         let outputs = self.slots * self.width;
         [
@@ -61,7 +60,6 @@ impl SlotExpanderShape {
     }
 
     /// Returns the position of each parameter in the flat buffer.
-    #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 7] {
         parameters::ranges(&self.tensors())
     }
@@ -73,7 +71,6 @@ impl SlotExpanderShape {
     }
 
     /// Returns the number of parameters.
-    #[must_use]
     pub fn parameter_count(&self) -> usize {
         parameters::count(&self.tensors())
     }
@@ -81,12 +78,11 @@ impl SlotExpanderShape {
 
 impl SlotExpander {
     /// Initializes a slot expander as PyTorch does, with a scale of 1.
-    #[must_use]
     pub fn new(shape: SlotExpanderShape, median_norm: f32, seed: u64) -> Self {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
         for (tensor, inputs) in [(1, shape.width), (2, shape.width), (3, shape.hidden), (4, shape.hidden)] {
-            initialize_linear(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
+            fill_uniform(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
         }
         parameters[ranges[0].clone()].fill(1.0);
         parameters[ranges[5].clone()].fill(1.0);
@@ -94,7 +90,6 @@ impl SlotExpander {
     }
 
     /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
-    #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
@@ -118,9 +113,6 @@ impl SlotExpander {
     }
 
     /// Returns a safetensors file of the slot expander with the median norm and `metadata`.
-    ///
-    /// # Errors
-    /// None that its invariants allow.
     pub fn to_safetensors(&self, mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
         metadata.insert(MEDIAN_NORM.into(), self.median_norm.to_string());
         tensor_file::write(&self.tensors(""), metadata)
@@ -138,13 +130,11 @@ impl SlotExpander {
     }
 
     /// Returns the widths.
-    #[must_use]
     pub const fn shape(&self) -> SlotExpanderShape {
         self.shape
     }
 
     /// Returns the norm of every slot.
-    #[must_use]
     pub const fn median_norm(&self) -> f32 {
         self.median_norm
     }

@@ -91,6 +91,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::ops::testing::differences;
 
     const D: usize = 5;
     /// The slots of each text: one of them has two sentences.
@@ -105,7 +106,6 @@ mod tests {
         values.iter().map(|x| *x as f32).collect()
     }
 
-    /// Returns the numbers of the slots of some texts.
     fn rows_of(texts: Range<usize>) -> Range<usize> {
         let before = |text: usize| D * COUNTS[..text].iter().sum::<usize>();
         before(texts.start)..before(texts.end)
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn losses_and_gradient_follow_the_definition_and_ranks_add_up() {
-        let (mut slots, teacher) = (numbers(rows_of(0..4).end, 0.77), numbers(4 * D, 1.9));
+        let (slots, teacher) = (numbers(rows_of(0..4).end, 0.77), numbers(4 * D, 1.9));
         let tensor = |values: &[f64]| Tensor::from_vec(narrow(values), (values.len() / D, D), &Device::Cpu).unwrap();
         let (mut gradient, mut sum) = (Vec::new(), [0.0; 2]);
         for rows in [0..3, 3..4] {
@@ -152,13 +152,7 @@ mod tests {
             let [cosine, info_nce] = definition(slots, &teacher);
             WEIGHTS.cosine * cosine + WEIGHTS.info_nce * info_nce
         };
-        for (index, derivative) in gradient.iter().enumerate() {
-            let at = slots[index];
-            slots[index] = at + 1e-5;
-            let above = total(&slots);
-            slots[index] = at - 1e-5;
-            let difference = (above - total(&slots)) / 2e-5;
-            slots[index] = at;
+        for (index, (derivative, difference)) in gradient.iter().zip(differences(&slots, 1e-5, total)).enumerate() {
             let error = (difference - f64::from(*derivative)).abs();
             assert!(error < 1e-5, "{index}: {derivative} {difference}");
         }

@@ -7,6 +7,7 @@ use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::{AlignSettings, Metric};
 
 use super::moments::{Moments, Spread};
+use super::parameters::split_mut;
 use super::projector::Projector;
 use super::whitening::Whitening;
 use crate::numerics::tensor_file::{self, Tensor, TensorFile, Values};
@@ -58,13 +59,11 @@ impl PerDimension {
     }
 
     /// Returns the means, `[width]`.
-    #[must_use]
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }
 
     /// Returns the deviations, `[width]`, all above 0.
-    #[must_use]
     pub fn deviation(&self) -> &[f32] {
         &self.deviation
     }
@@ -96,12 +95,10 @@ impl PerDimension {
 impl Statistics {
     /// Returns the fitted statistics as tensors of a file. After `prefix` they are named `metric.mean`,
     /// `metric.matrix`, `encoder.mean`, `encoder.deviation`, `teacher.mean` and `teacher.deviation`.
-    #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
         let metric = self.metric.iter().flat_map(|m| m.tensors(&format!("{prefix}metric.")));
-        let named = |name: &str, part: &'static str| format!("{name}{part}");
-        let encoder = self.standardization.iter().flat_map(|s| s.tensors(&named(prefix, "encoder")));
-        let teacher = self.start.iter().flat_map(|s| s.tensors(&named(prefix, "teacher")));
+        let encoder = self.standardization.iter().flat_map(|s| s.tensors(&format!("{prefix}encoder")));
+        let teacher = self.start.iter().flat_map(|s| s.tensors(&format!("{prefix}teacher")));
         metric.chain(encoder).chain(teacher).collect()
     }
 
@@ -118,9 +115,6 @@ impl Statistics {
     }
 
     /// Returns the content of `statistics.safetensors`.
-    ///
-    /// # Errors
-    /// None that its invariants allow.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
         let metadata = HashMap::from([("metric".to_owned(), self.metric_name().to_owned())]);
         tensor_file::write(&self.tensors(""), metadata)
@@ -137,7 +131,6 @@ impl Statistics {
     }
 
     /// Returns the metric's name in job files and reports: `cosine`, `centred` or `whitened`.
-    #[must_use]
     pub fn metric_name(&self) -> &'static str {
         self.metric.as_ref().map_or("cosine", Whitening::name)
     }
@@ -164,9 +157,14 @@ impl Statistics {
     }
 
     /// Starts the projector's LayerNorm at the teachers' deviation and mean, if these were fitted.
+    ///
+    /// A fresh LayerNorm gives vectors of norm √d. The teachers of a middle layer are many times longer, so a whitened
+    /// loss would see all projected vectors as one point.
     pub fn start(&self, projector: &mut Projector) {
         if let Some(PerDimension { mean, deviation }) = &self.start {
-            projector.start_at(deviation, mean);
+            let [.., norm, norm_bias] = split_mut(&projector.shape().tensors(), &mut projector.parameters);
+            norm.copy_from_slice(deviation);
+            norm_bias.copy_from_slice(mean);
         }
     }
 
@@ -190,19 +188,16 @@ pub struct StatisticsFit {
 
 impl StatisticsFit {
     /// Returns a fit that has seen no vectors.
-    #[must_use]
     pub const fn new(settings: AlignSettings) -> Self {
         Self { settings, encoder: None, teacher: None }
     }
 
     /// Returns whether the encoder's vectors are needed.
-    #[must_use]
     pub const fn reads_encoder(&self) -> bool {
         self.settings.standardize
     }
 
     /// Returns whether the teacher's vectors are needed.
-    #[must_use]
     pub fn reads_teacher(&self) -> bool {
         self.settings.metric != Metric::Cosine || self.settings.starts_at_teachers()
     }
@@ -216,9 +211,6 @@ impl StatisticsFit {
     }
 
     /// Adds teacher vectors.
-    ///
-    /// # Errors
-    /// Those of [`StatisticsFit::add_encoder`].
     pub fn add_teacher(&mut self, table: &VectorTable) -> Result<()> {
         let spread = match self.settings.metric {
             Metric::Whitened => Spread::Covariance,
@@ -233,24 +225,22 @@ impl StatisticsFit {
     /// [`Error::Input`] when there were fewer than two vectors or all were equal.
     pub fn finish(self) -> Result<Statistics> {
         let (reads_encoder, reads_teacher) = (self.reads_encoder(), self.reads_teacher());
-        let standardization = match reads_encoder {
-            true => Some(PerDimension::of(&varied("encoder", self.encoder)?)?),
-            false => None,
-        };
-        let (mut metric, mut start) = (None, None);
+        let mut statistics = Statistics::default();
+        if reads_encoder {
+            statistics.standardization = Some(PerDimension::of(&varied("encoder", self.encoder)?)?);
+        }
         if reads_teacher {
             let teacher = varied("teacher", self.teacher)?;
-            start = match self.settings.starts_at_teachers() {
-                true => Some(PerDimension::of(&teacher)?),
-                false => None,
-            };
-            metric = match self.settings.metric {
+            if self.settings.starts_at_teachers() {
+                statistics.start = Some(PerDimension::of(&teacher)?);
+            }
+            statistics.metric = match self.settings.metric {
                 Metric::Cosine => None,
                 Metric::Centered => Some(Whitening::centering(&teacher)?),
                 Metric::Whitened => Some(Whitening::from_moments(&teacher, self.settings.whitening_eps)?),
             };
         }
-        Ok(Statistics { metric, standardization, start })
+        Ok(statistics)
     }
 }
 

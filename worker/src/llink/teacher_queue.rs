@@ -24,7 +24,6 @@ pub struct StoredQueue {
 
 impl StoredQueue {
     /// Returns an empty queue for `capacity` vectors of `width` numbers.
-    #[must_use]
     pub const fn new(capacity: usize, width: usize) -> Self {
         Self { capacity, width, vectors: Vec::new(), ids: Vec::new(), next: 0 }
     }
@@ -47,37 +46,31 @@ impl StoredQueue {
     }
 
     /// Returns the number of vectors in the queue.
-    #[must_use]
     pub const fn len(&self) -> usize {
         self.ids.len()
     }
 
     /// Returns whether the queue is empty.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
     /// Returns the width of a vector.
-    #[must_use]
     pub const fn width(&self) -> usize {
         self.width
     }
 
     /// Returns the vectors by position, `[len, width]`.
-    #[must_use]
     pub fn vectors(&self) -> &[f16] {
         &self.vectors
     }
 
     /// Returns the pair ids by position.
-    #[must_use]
     pub fn ids(&self) -> &[u64] {
         &self.ids
     }
 
     /// Returns the position of the next vector.
-    #[must_use]
     pub const fn next(&self) -> usize {
         self.next
     }
@@ -95,7 +88,6 @@ pub(crate) struct TeacherQueue {
 }
 
 impl TeacherQueue {
-    /// Copies a queue to a device.
     pub(crate) fn new(stored: &StoredQueue, backend: &Backend) -> Result<Self> {
         let (capacity, width, device) = (stored.capacity, stored.width, backend.device());
         let vectors = Tensor::zeros((capacity.max(1), width), DType::F16, device)?;
@@ -110,7 +102,6 @@ impl TeacherQueue {
         Ok(Self { vectors, ids: stored.ids.clone(), positions, capacity, width, next: stored.next })
     }
 
-    /// Copies the queue to the host.
     pub(crate) fn store(&self) -> Result<StoredQueue> {
         let vectors = match self.ids.len() {
             0 => Vec::new(),

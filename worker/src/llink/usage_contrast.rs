@@ -23,22 +23,17 @@ impl From<&InstructSettings> for UsageContrast {
 
 impl UsageContrast {
     /// Returns whether `step` needs a second pass with zeros in the slots.
-    #[must_use]
     pub const fn is_due(&self, step: u64) -> bool {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
     /// Returns the contrast without its weight: how much worse the slots are than zeros, at least 0.
-    #[must_use]
     pub const fn loss(&self, sft: f64, zero: f64) -> f64 {
         (sft - zero).max(0.0)
     }
 
     /// Returns the factor of the gradient of `sft` in the total loss. It is 1, or 1 + weight if the slots are worse
     /// than zeros. Losses and factor are f32 `[1]` on the device, so the host does not wait.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn sft_factor(&self, sft: &Tensor, zero: &Tensor) -> Result<Tensor> {
         Ok(sft.gt(zero)?.to_dtype(DType::F32)?.affine(self.weight, 1.0)?)
     }

@@ -65,25 +65,21 @@ impl Whitening {
     }
 
     /// Returns the decoder's width, `d`.
-    #[must_use]
     pub const fn width(&self) -> usize {
         self.mean.len()
     }
 
     /// Returns the mean that is subtracted, `[d]`.
-    #[must_use]
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }
 
     /// Returns the matrix `[d, d]` by which centered vectors are multiplied. `None` if they are only centered.
-    #[must_use]
     pub fn matrix(&self) -> Option<&[f32]> {
         self.matrix.as_deref()
     }
 
     /// Returns the metric's name in job files and reports.
-    #[must_use]
     pub const fn name(&self) -> &'static str {
         match self.matrix {
             None => "centred",
@@ -102,7 +98,6 @@ impl Whitening {
     }
 
     /// Returns the tensors of a file: `{prefix}mean`, and `{prefix}matrix` if there is one.
-    #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         let width = self.width();
         let mean = (format!("{prefix}mean"), vec![width], Values::F32(&self.mean));
@@ -137,7 +132,6 @@ impl Metric {
         Ok(Self { mean: Tensor::from_slice(whitening.mean(), width, device)?, matrix: matrix.transpose()? })
     }
 
-    /// Maps rows `[n, d]`.
     pub(crate) fn apply(&self, rows: &Tensor) -> Result<Tensor> {
         let centered = subtract_row(rows, &self.mean)?;
         match &self.matrix {

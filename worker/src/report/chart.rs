@@ -19,9 +19,6 @@ const COLOURS: [RGBColor; 4] =
     [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44), RGBColor(148, 103, 189)];
 
 /// Draws curves over the steps.
-///
-/// # Errors
-/// Those of the drawing library. A finite curve causes none.
 pub fn chart(title: &str, curves: &[Curve]) -> Result<String> {
     let mut svg = String::new();
     draw(&mut svg, title, curves).map_err(|reason| Error::Input(format!("drawing {title}: {reason}")))?;
@@ -57,10 +54,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
         .x_labels((steps as usize + 1).min(LABELS))
         .y_labels(LABELS)
         .label_style(("sans-serif", 13))
-        .x_label_formatter(&|step| match *step > last {
-            true => String::new(),
-            false => format!("{step:.0}"),
-        })
+        .x_label_formatter(&|step| if *step > last { String::new() } else { format!("{step:.0}") })
         .y_label_formatter(&|value| label(*value, span))
         .draw()
         .map_err(said)?;

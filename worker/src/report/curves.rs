@@ -16,7 +16,6 @@ pub struct Curve {
 
 /// Reads the numbers with these names from `metrics.jsonl`. A number in a table is named `table/number`. Invalid lines
 /// are skipped, and numbers that no line has are left out.
-#[must_use]
 pub fn curves(lines: &str, names: &[&str]) -> Vec<Curve> {
     let mut found: Vec<Curve> =
         names.iter().map(|name| Curve { name: (*name).to_owned(), points: Vec::new() }).collect();

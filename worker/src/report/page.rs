@@ -13,7 +13,6 @@ pub struct Page {
 
 impl Page {
     /// Makes a page with this title.
-    #[must_use]
     pub fn new(title: &str) -> Self {
         Self { title: title.into(), body: Vec::new() }
     }
@@ -47,7 +46,6 @@ impl Page {
     }
 
     /// Returns the whole page.
-    #[must_use]
     pub fn html(self) -> String {
         let page = html! {
             (DOCTYPE)

@@ -6,6 +6,7 @@ use super::*;
 use crate::llink::mlp::halves;
 use crate::numerics::dropout::Dropout;
 use crate::ops::RowMasks;
+use crate::ops::testing::differences;
 
 const SHAPE: ProjectorShape = ProjectorShape { input: 5, hidden: 12, output: 7 };
 
@@ -48,20 +49,16 @@ fn backward_agrees_with_finite_differences() {
         let terms = projected.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
         terms.sum::<f64>()
     };
-    let mut projector = Projector::new(SHAPE, 5);
+    let projector = Projector::new(SHAPE, 5);
     let (mlp, tape) = forward(&projector);
     let grad = Tensor::from_slice(&weights, (4, SHAPE.output), &Device::Cpu).unwrap();
     let gradient = Tensor::zeros(SHAPE.parameter_count(), DType::F32, &Device::Cpu).unwrap();
     let halves = halves(&SHAPE.tensors(), &gradient).unwrap();
     mlp.backward(&tape, grad, &halves, &mut |_| Ok(())).unwrap();
     let gradient: Vec<f32> = gradient.to_vec1().unwrap();
-    for (index, derivative) in gradient.iter().enumerate() {
-        let (at, width) = (projector.parameters[index], 4e-3);
-        projector.parameters[index] = at + width;
-        let above = loss(&projector);
-        projector.parameters[index] = at - width;
-        let difference = (above - loss(&projector)) / f64::from(2.0 * width);
-        projector.parameters[index] = at;
+    let changed = |parameters: &[f32]| loss(&Projector::from_parameters(SHAPE, parameters.to_vec()));
+    let differences = differences(&projector.parameters, 4e-3, changed);
+    for (index, (derivative, difference)) in gradient.iter().zip(differences).enumerate() {
         let error = (difference - f64::from(*derivative)).abs();
         assert!(error < 3e-3 + 3e-3 * difference.abs(), "parameter {index}: {derivative} against {difference}");
     }

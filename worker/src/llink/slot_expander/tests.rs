@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::testing::differences;
 
 const SHAPE: SlotExpanderShape = SlotExpanderShape { width: 6, hidden: 10, slots: 3 };
 
@@ -6,19 +7,14 @@ fn projected(rows: usize) -> Vec<f32> {
     (0..rows * SHAPE.width).map(|i| (i as f32 * 1.3).sin() * 2.0).collect()
 }
 
-/// The expander's slots and their gradients, in tensors.
 struct Case {
     scale: Tensor,
     others: Tensor,
 }
 
 impl Case {
-    fn new(scale: f32, seed: u64) -> Self {
-        let parameters = SlotExpander::new(SHAPE, 0.8, seed).parameters;
-        Self {
-            scale: tensor(&[scale], 1).squeeze(0).unwrap(),
-            others: tensor(&parameters[1..], 1).flatten_all().unwrap(),
-        }
+    fn of(scale: &[f32], others: &[f32]) -> Self {
+        Self { scale: Tensor::new(scale, &Device::Cpu).unwrap(), others: Tensor::new(others, &Device::Cpu).unwrap() }
     }
 
     fn expansion(&self) -> Expansion {
@@ -44,14 +40,7 @@ fn numbers(x: &Tensor) -> Vec<f32> {
 /// Compares a gradient with central differences of `loss`, which gets the values with one of them changed.
 fn hold_to_differences(what: &str, values: &[f32], gradient: &[f32], loss: impl Fn(&[f32]) -> f64) {
     assert_eq!(values.len(), gradient.len(), "{what}");
-    let (mut values, width) = (values.to_vec(), 2e-3);
-    for (index, derivative) in gradient.iter().enumerate() {
-        let at = values[index];
-        values[index] = at + width;
-        let above = loss(&values);
-        values[index] = at - width;
-        let difference = (above - loss(&values)) / f64::from(2.0 * width);
-        values[index] = at;
+    for (index, (derivative, difference)) in gradient.iter().zip(differences(values, 2e-3, loss)).enumerate() {
         let error = (difference - f64::from(*derivative)).abs();
         assert!(error < 3e-3 + 3e-3 * difference.abs(), "{what} {index}: {derivative} against {difference}");
     }
@@ -100,16 +89,14 @@ fn vectors_of_another_width_or_number_are_refused() {
 /// Checks the gradient of Σ (slots · weights) with respect to each parameter and to the projected vectors.
 #[test]
 fn backward_agrees_with_finite_differences() {
-    for windows in [0, 1, 3] {
-        backward_agrees(windows);
-    }
+    [0, 1, 3].into_iter().for_each(backward_agrees);
 }
 
 fn backward_agrees(windows: usize) {
     let vectors = tensor(&projected(4 * (1 + windows)), SHAPE.width);
     let weights: Vec<f32> = (0..4 * SHAPE.slots * SHAPE.width).map(|i| (i as f32 * 0.9).cos()).collect();
     let weights = tensor(&weights, SHAPE.width);
-    let case = Case::new(1.2, 5);
+    let case = Case::of(&[1.2], &SlotExpander::new(SHAPE, 0.8, 5).parameters[1..]);
     let expansion = case.expansion();
     let tape = expansion.forward(&vectors, windows).unwrap();
     let mut told = 0;
@@ -122,16 +109,12 @@ fn backward_agrees(windows: usize) {
         })
         .unwrap();
     assert_eq!(told, SHAPE.parameter_count(), "every part is reported once");
-    let of = |scale: &[f32], others: &[f32]| Case {
-        scale: tensor(scale, 1).squeeze(0).unwrap(),
-        others: tensor(others, 1).flatten_all().unwrap(),
-    };
     let (scale, others) = (numbers(&case.scale), numbers(&case.others));
     hold_to_differences("scale", &scale, &numbers(&gradient.scale), |scale| {
-        of(scale, &others).loss(&vectors, windows, &weights)
+        Case::of(scale, &others).loss(&vectors, windows, &weights)
     });
     hold_to_differences("parameter", &others, &numbers(&flat), |others| {
-        of(&scale, others).loss(&vectors, windows, &weights)
+        Case::of(&scale, others).loss(&vectors, windows, &weights)
     });
     hold_to_differences("vector", &numbers(&vectors), &numbers(&gradient.projected), |vectors| {
         case.loss(&tensor(vectors, SHAPE.width), windows, &weights)
