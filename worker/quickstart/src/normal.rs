@@ -10,7 +10,6 @@ pub struct Normal {
 
 impl Normal {
     /// Returns the stream of `name` under `seed`.
-    #[must_use]
     pub fn new(seed: u64, name: &str) -> Self {
         let name = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         Self { key: mix(seed ^ mix(name)), counter: 0, spare: None }

@@ -16,7 +16,6 @@ pub(super) struct TrainableDecoder {
 }
 
 impl TrainableDecoder {
-    /// Reads a folder with `config.json` and `model.safetensors`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         Ok(Self { config: LlamaConfig::load(dir)?, variables: Variables::read(&dir.join("model.safetensors"))? })
     }

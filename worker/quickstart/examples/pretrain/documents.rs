@@ -31,19 +31,16 @@ pub(super) enum Given {
     Slots,
 }
 
-/// Of ten documents so many are of each kind: an assistant that knows English, reads soft slots, and remembers.
-const KINDS: [Kind; 10] = [
-    Kind::Answer(Given::Tokens),
-    Kind::Answer(Given::Tokens),
-    Kind::Answer(Given::Slots),
-    Kind::SayAgain(Given::Tokens),
-    Kind::SayAgain(Given::Tokens),
-    Kind::SayAgain(Given::Slots),
-    Kind::SayAgain(Given::Slots),
-    Kind::Teacher,
-    Kind::Teacher,
-    Kind::Teacher,
-];
+/// Returns the kind of a document. They make up an assistant that knows English, reads soft slots, and remembers.
+fn kind(number: u64) -> Kind {
+    match number % 10 {
+        0..2 => Kind::Answer(Given::Tokens),
+        2 => Kind::Answer(Given::Slots),
+        3..5 => Kind::SayAgain(Given::Tokens),
+        5..7 => Kind::SayAgain(Given::Slots),
+        _ => Kind::Teacher,
+    }
+}
 
 /// Sentences that make up the models' world; those of other seeds are held out.
 pub(super) struct Texts {
@@ -75,11 +72,9 @@ impl Texts {
 
     /// A document for the decoder, of the kind that the number says.
     pub(super) fn document(&self, decoder: &Decoder, number: u64) -> Result<Document> {
-        let (kind, number) = (KINDS[(number % 10) as usize], number / 10);
-        self.document_of(decoder, kind, number)
+        self.document_of(decoder, kind(number), number / 10)
     }
 
-    /// A document of one kind.
     pub(super) fn document_of(&self, decoder: &Decoder, kind: Kind, number: u64) -> Result<Document> {
         let (instruction, text, answer, given) = match kind {
             Kind::Teacher => {
@@ -128,7 +123,6 @@ impl Texts {
     }
 }
 
-/// What the decoder reads.
 pub(super) struct Document {
     pub(super) ids: Vec<u32>,
     /// So many of its first tokens are given, the rest is to be said.
@@ -138,7 +132,6 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Tokens alone.
     pub(super) const fn plain(ids: Vec<u32>, given: usize) -> Self {
         Self { ids, given, packed: Vec::new() }
     }

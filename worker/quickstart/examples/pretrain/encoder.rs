@@ -8,14 +8,12 @@ use super::variables::{Padded, Variables, attend, heads};
 use llink_worker::Result;
 use llink_worker::models::config::EncoderConfig;
 
-/// An encoder in training.
 pub(super) struct TrainableEncoder {
     pub(super) config: EncoderConfig,
     pub(super) variables: Variables,
 }
 
 impl TrainableEncoder {
-    /// Reads a folder with `config.json` and `model.safetensors`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         Ok(Self { config: EncoderConfig::load(dir)?, variables: Variables::read(&dir.join("model.safetensors"))? })
     }

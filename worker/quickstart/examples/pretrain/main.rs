@@ -17,7 +17,7 @@ mod variables;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use llink_quickstart::models::{self, Shape};
 use llink_worker::models::{Decoder, Encoder, TEACHER_TOKENS, TextLimits};
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
 
 /// Trains both models and writes them to `dir/encoder` and `dir/decoder` in Hugging Face layout, weights in bf16. `told` is
 /// given the model's name, the step and what was found each time that held-out text is looked at.
-fn pretrain(options: &Options, told: &mut dyn FnMut(&str, u64, Look)) -> Result<()> {
+fn pretrain(options: &Options, told: Told<'_>) -> Result<()> {
     let texts = Texts::new(options.sentences, options.seed);
     let foreign = || texts.pairs.iter().map(|(_, foreign)| foreign.clone());
     let told_of = texts.instructions.iter().map(|e| format!("{} {}", e.instruction, e.answer));
@@ -96,7 +96,7 @@ fn pretrain(options: &Options, told: &mut dyn FnMut(&str, u64, Look)) -> Result<
     let untrained = models::random_decoder(english.into_iter(), options.seed, Shape::PRETRAINED_DECODER)?;
     models::write(&decoder, &untrained)?;
     let held_out = Texts::new(10 * LOOKED_AT, options.seed ^ HELD_OUT_SEED);
-    train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| told("encoder", step, look))?;
+    train_encoder(&encoder, &texts, &held_out, options, told)?;
     train_decoder(&decoder, &texts, &held_out, options, told)
 }
 
@@ -106,10 +106,11 @@ const TOKENS_SKIPPED: usize = 2;
 const ENCODER_RATE: f64 = 3e-3;
 const DECODER_RATE: f64 = 3e-3;
 
-type Told<'a> = &'a mut dyn FnMut(u64, Look);
+/// Gets the model's name, the step, and what was found.
+type Told<'a> = &'a mut dyn FnMut(&str, u64, Look);
 
 fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options, told: Told<'_>) -> Result<()> {
-    let tokenizer = Encoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+    let tokenizer = Encoder::load(dir, &Device::Cpu, DType::F32)?;
     let model = TrainableEncoder::read(dir)?;
     let head = Reconstruction::new(model.config.hidden_size, model.config.max_tokens(), options.seed)?;
     let limits = TextLimits { max_chars: 256, max_tokens: model.config.max_tokens() };
@@ -136,17 +137,14 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options,
         })?;
         if is_looked_at(step, options.encoder_steps) {
             let (logits, wanted) = told_by(&looked_at, 1)?;
-            told(step + 1, looked(loss, &logits, &wanted, &looked_at.lengths)?);
+            told("encoder", step + 1, looked(loss, &logits, &wanted, &looked_at.lengths)?);
         }
     }
     write(dir, &model.variables)
 }
 
-/// What is told of the decoder, by the name that it is told under.
-type ToldOf<'a> = &'a mut dyn FnMut(&str, u64, Look);
-
-fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options, told: ToldOf<'_>) -> Result<()> {
-    let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options, told: Told<'_>) -> Result<()> {
+    let tokenizer = Decoder::load(dir, &Device::Cpu, DType::F32)?;
     let slot = tokenizer.teacher_slot();
     let model = TrainableDecoder::read(dir)?;
     let head = Reconstruction::new(model.config.hidden_size, TEACHER_TOKENS, options.seed)?;
@@ -214,7 +212,7 @@ fn taught(
         return Ok(None);
     }
     let rows = sequences.iter().map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
-    let vectors = states.index_select(&Tensor::from_iter(rows, &candle_core::Device::Cpu)?, 0)?;
+    let vectors = states.index_select(&Tensor::from_iter(rows, &Device::Cpu)?, 0)?;
     // Between the beginning of text and the slot.
     let texts = sequences.iter().map(|at| (*at, 1..batch.lengths[*at] - 1));
     let asked = Asked::new(batch, texts, every);
@@ -227,7 +225,7 @@ fn taught(
 fn next_tokens(model: &TrainableDecoder, states: &Tensor, share: &Share) -> Result<(Tensor, Tensor)> {
     let wanted = share.batch.rows_from(&share.given);
     let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
-    let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
+    let wanted = Tensor::new(wanted, &Device::Cpu)?;
     Ok((model.logits(states, &before)?, share.batch.ids.index_select(&wanted, 0)?))
 }
 
@@ -256,7 +254,7 @@ fn looked(loss: f64, logits: &Tensor, wanted: &Tensor, lengths: &[usize]) -> Res
 fn write(dir: &Path, variables: &Variables) -> Result<()> {
     variables.write_bf16(&dir.join("model.safetensors"))?;
     let path = dir.join("config.json");
-    let failed = |source| Error::Io { path: path.display().to_string(), source };
+    let failed = Error::io(&path);
     let text = std::fs::read_to_string(&path).map_err(failed)?;
     let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     config["dtype"] = "bfloat16".into();

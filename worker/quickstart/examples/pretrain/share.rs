@@ -32,7 +32,6 @@ impl Share {
         })
     }
 
-    /// Tokens that are not given.
     pub(super) fn tokens(&self) -> usize {
         let each = self.batch.lengths.iter().zip(&self.given);
         each.map(|(length, given)| length - given).sum()

@@ -1,7 +1,5 @@
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
-
 use super::share::SHARE_TOKENS;
 use super::*;
 

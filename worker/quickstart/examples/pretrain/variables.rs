@@ -14,7 +14,6 @@ pub(super) struct Variables {
 }
 
 impl Variables {
-    /// Reads every tensor of a safetensors file.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let read = candle_core::safetensors::load(path, &Device::Cpu)?;
         let named = read
@@ -38,7 +37,6 @@ impl Variables {
         Ok(Self { named })
     }
 
-    /// All of them, in the order of their names.
     pub(super) fn all(&self) -> impl Iterator<Item = &Var> {
         self.named.values()
     }
@@ -52,12 +50,9 @@ impl Variables {
             .collect::<Result<_>>()?;
         // Transformers asks for the framework that the tensors are meant for.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let refuse = |error: safetensors::SafeTensorError| Error::Model {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        };
-        let bytes = safetensors::serialize(&tensors, Some(metadata)).map_err(refuse)?;
-        std::fs::write(path, bytes).map_err(|source| Error::Io { path: path.display().to_string(), source })
+        let bytes = safetensors::serialize(&tensors, Some(metadata));
+        let bytes = bytes.map_err(|error| Error::model(path.display(), error.to_string()))?;
+        std::fs::write(path, bytes).map_err(Error::io(path))
     }
 
     pub(super) fn get(&self, name: &str) -> Result<&Tensor> {
@@ -77,18 +72,13 @@ impl Variables {
 
     /// LayerNorm over the last dimension.
     pub(super) fn layer_norm(&self, name: &str, x: &Tensor, eps: f64) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
-        let scaled = normed.broadcast_mul(self.get(&format!("{name}.weight"))?)?;
-        Ok(scaled.broadcast_add(self.get(&format!("{name}.bias"))?)?)
+        let (weight, bias) = (self.get(&format!("{name}.weight"))?, self.get(&format!("{name}.bias"))?);
+        Ok(candle_nn::ops::layer_norm_slow(x, weight, bias, eps as f32)?)
     }
 
     /// RMSNorm over the last dimension.
     pub(super) fn rms_norm(&self, name: &str, x: &Tensor, eps: f64) -> Result<Tensor> {
-        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = x.broadcast_div(&(square + eps)?.sqrt()?)?;
-        Ok(normed.broadcast_mul(self.get(name)?)?)
+        Ok(candle_nn::ops::rms_norm_slow(x, self.get(name)?, eps as f32)?)
     }
 }
 

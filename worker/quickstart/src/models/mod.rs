@@ -78,7 +78,6 @@ impl Shape {
 }
 
 /// Returns the encoder `tiny`.
-#[must_use]
 pub fn tiny_encoder() -> ModelFiles {
     shipped([
         ("config.json", include_bytes!("../../assets/encoder/config.json")),
@@ -88,7 +87,6 @@ pub fn tiny_encoder() -> ModelFiles {
 }
 
 /// Returns the decoder `tiny`.
-#[must_use]
 pub fn tiny_decoder() -> ModelFiles {
     shipped([
         ("config.json", include_bytes!("../../assets/decoder/config.json")),
@@ -137,9 +135,6 @@ pub fn random_encoder(texts: impl Iterator<Item = String>, seed: u64, shape: Sha
 }
 
 /// Makes a Llama with random weights, as [`random_encoder`] does, with the special and twelve reserved tokens of Llama 3.
-///
-/// # Errors
-/// As [`random_encoder`].
 pub fn random_decoder(texts: impl Iterator<Item = String>, seed: u64, shape: Shape) -> Result<ModelFiles> {
     let tokenizer = bpe::tokenizer(&training_texts(texts), shape.vocab_size)?;
     let vocab_size = tokenizer.get_vocab_size(true);

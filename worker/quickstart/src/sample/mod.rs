@@ -33,14 +33,12 @@ const MOST_SENTENCES: u64 = 3;
 const MOST_CHARS: usize = 250;
 
 /// Returns the number of distinct pairs.
-#[must_use]
 pub fn most_pairs() -> u64 {
     let block: u64 = SHAPES.iter().map(|shape| shape.weight).sum();
     SHAPES.iter().map(|shape| shape.size() / shape.weight * block).min().unwrap_or(0)
 }
 
 /// Returns the number of distinct instruction examples.
-#[must_use]
 pub fn most_instructions() -> u64 {
     most_pairs() / MOST_SENTENCES
 }

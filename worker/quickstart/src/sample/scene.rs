@@ -21,7 +21,6 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// Returns the number of its values.
     fn size(&self) -> u64 {
         match self {
             Self::Word(_, words) => words.len() as u64,
@@ -55,7 +54,6 @@ impl Digits {
 }
 
 impl Shape {
-    /// Returns the number of sentences of this shape.
     pub(super) fn size(&self) -> u64 {
         self.parts.iter().map(Part::size).product()
     }
@@ -132,12 +130,10 @@ impl Scene {
         said
     }
 
-    /// Returns the English sentence.
     pub(super) fn english(&self) -> String {
         capitalised(self.said(self.shape.english, 0))
     }
 
-    /// Returns the Khmer sentence.
     pub(super) fn khmer(&self) -> String {
         self.said(self.shape.khmer, 1)
     }
@@ -159,7 +155,6 @@ impl Scene {
     }
 }
 
-/// Returns the text with its first letter in upper case.
 fn capitalised(mut text: String) -> String {
     if let Some(first) = text.get_mut(..1) {
         first.make_ascii_uppercase();

@@ -23,11 +23,14 @@ pub(super) struct Shape {
 
 const DEGREES: [lexicon::Word; 2] = [("more", "ច្រើនជាង"), ("fewer", "តិចជាង")];
 const ORDERS: [lexicon::Word; 2] = [("before", "មុនពេល"), ("after", "ក្រោយពេល")];
+const WHO: Part = Word("who", PEOPLE);
+const PLACE: Part = Word("place", PLACES);
+const TIME: Part = Word("time", TIMES);
 
 pub(super) const SHAPES: &[Shape] = &[
     Shape {
         weight: 5,
-        parts: &[Word("who", PEOPLE), Verb, Things, Word("place", PLACES), Word("time", TIMES)],
+        parts: &[WHO, Verb, Things, PLACE, TIME],
         english: "{who} {verbs} {things} {place} {time}.",
         khmer: "{time} {who}{verb}{things} {place}។",
         gist: "{who} {verbs} {noun}.",
@@ -47,7 +50,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 3,
-        parts: &[Word("who", PEOPLE), Verb, Things, Word("place", PLACES), Word("time", PAST_TIMES)],
+        parts: &[WHO, Verb, Things, PLACE, Word("time", PAST_TIMES)],
         english: "{time}, {who} {past} {things} {place}.",
         khmer: "{time} {who}បាន{verb}{things} {place}។",
         gist: "{who} {past} {noun}.",
@@ -60,7 +63,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 2,
-        parts: &[Word("who", PEOPLE), Verb, Things, Word("place", PLACES), Word("time", TIMES)],
+        parts: &[WHO, Verb, Things, PLACE, TIME],
         english: "does {who} {verb} {things} {place} {time}?",
         khmer: "{time} តើ{who}{verb}{things} {place}ដែរឬទេ?",
         gist: "someone asks whether {who} {verbs} {noun}.",
@@ -79,7 +82,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 2,
-        parts: &[Two(["giver", "taker"], PEOPLE), Things, Word("place", PLACES), Word("time", TIMES)],
+        parts: &[Two(["giver", "taker"], PEOPLE), Things, PLACE, TIME],
         english: "{giver} gives {things} to {taker} {place} {time}.",
         khmer: "{time} {giver}ឲ្យ{things}ទៅ{taker} {place}។",
         gist: "{giver} gives {noun} to {taker}.",
@@ -99,7 +102,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 2,
-        parts: &[Things, Range("riel", 500, 20_000, 500), Word("place", PLACES), Word("time", TIMES)],
+        parts: &[Things, Range("riel", 500, 20_000, 500), PLACE, TIME],
         english: "{place}, {things} cost {riel} riel {time}.",
         khmer: "{time} {place} {things} មានតម្លៃ {riel} រៀល។",
         gist: "{noun} cost {riel} riel.",
@@ -108,13 +111,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 2,
-        parts: &[
-            Two(["first", "second"], PEOPLE),
-            Things,
-            Word("degree", &DEGREES),
-            Word("place", PLACES),
-            Word("time", TIMES),
-        ],
+        parts: &[Two(["first", "second"], PEOPLE), Things, Word("degree", &DEGREES), PLACE, TIME],
         english: "{first} has {count} {degree} {kind} than {second} {place} {time}.",
         khmer: "{time} {place} {first}មាន{kind}{degree}{second} {count}។",
         gist: "{first} has {degree} {noun} than {second}.",
@@ -133,7 +130,7 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 1,
-        parts: &[Things, Word("place", PLACES), Word("time", TIMES)],
+        parts: &[Things, PLACE, TIME],
         english: "there are {things} {place} {time}.",
         khmer: "{time} {place} មាន{things}។",
         gist: "there are {noun} {place}.",
@@ -142,40 +139,33 @@ pub(super) const SHAPES: &[Shape] = &[
     },
     Shape {
         weight: 1,
-        parts: &[
-            Word("weather", WEATHER),
-            Range("degrees", 18, 40, 1),
-            Word("person", PEOPLE),
-            Word("action", ACTIONS),
-            Word("place", PLACES),
-            Word("time", TIMES),
-        ],
-        english: "it is {weather} {place} {time}, {degrees} degrees, and {person} {action}.",
-        khmer: "{time} {place} {weather} {degrees} អង្សា ហើយ{person}{action}។",
-        gist: "it is {weather} and {person} {action}.",
+        parts: &[Word("weather", WEATHER), Range("degrees", 18, 40, 1), WHO, Word("action", ACTIONS), PLACE, TIME],
+        english: "it is {weather} {place} {time}, {degrees} degrees, and {who} {action}.",
+        khmer: "{time} {place} {weather} {degrees} អង្សា ហើយ{who}{action}។",
+        gist: "it is {weather} and {who} {action}.",
         facts: &[
             "weather: {weather}",
             "degrees: {degrees}",
             "where: {place}",
             "when: {time}",
-            "who: {person}",
+            "who: {who}",
             "action: {action}",
         ],
         questions: &[
             ("how many degrees is it {place}?", "{degrees}"),
-            ("who {action} while it is {weather}?", "{person}"),
+            ("who {action} while it is {weather}?", "{who}"),
         ],
     },
     Shape {
         weight: 1,
         parts: &[
-            Word("who", PEOPLE),
+            WHO,
             Two(["from", "to"], CITIES),
             Word("vehicle", VEHICLES),
             Word("companions", COMPANIONS),
             Word("adjective", OF_PEOPLE),
             Number("number", NUMBERS),
-            Word("time", TIMES),
+            TIME,
         ],
         english: "{who} travels from {from} to {to} by {vehicle} with {number} {adjective} {companions} {time}.",
         khmer: "{time} {who}ធ្វើដំណើរពី{from}ទៅ{to}តាម{vehicle} ជាមួយ{companions}{adjective} {number} នាក់។",
@@ -202,8 +192,8 @@ pub(super) const SHAPES: &[Shape] = &[
             Word("other", ACTIONS),
             Range("minutes", 5, 60, 5),
             Word("order", &ORDERS),
-            Word("place", PLACES),
-            Word("time", TIMES),
+            PLACE,
+            TIME,
         ],
         english: "{first} {action} for {minutes} minutes {place} {time} {order} {second} {other}.",
         khmer: "{time} {place} {first}{action}រយៈពេល {minutes} នាទី {order}{second}{other}។",
