@@ -77,23 +77,23 @@ impl FromStr for Compression {
 pub(super) enum Decoder {
     None,
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    Zstd {
-        decoder: ZstdDecoder<'static>,
-        frame_open: bool,
+    Blocks {
+        codec: Codec,
+        /// True if a stream has begun and not ended. An xz file is one stream, even if it is empty.
+        is_open: bool,
     },
-    Xz {
-        stream: XzStream,
-        ended: bool,
-    },
-    Bzip2 {
-        stream: BzDecoder,
-        /// True if a stream has begun and not ended.
-        stream_open: bool,
-    },
+}
+
+/// A decoder that fills a block with as much as fits.
+pub(super) enum Codec {
+    Zstd(ZstdDecoder<'static>),
+    Xz(XzStream),
+    Bzip2(BzDecoder),
 }
 
 impl Decoder {
     pub(super) fn new(compression: Compression) -> Result<Self, String> {
+        let blocks = |codec, is_open| Self::Blocks { codec, is_open };
         Ok(match compression {
             Compression::None => Self::None,
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
@@ -101,13 +101,13 @@ impl Decoder {
                 let mut decoder = ZstdDecoder::new().map_err(|e| e.to_string())?;
                 let window = zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
                 decoder.set_parameter(window).map_err(|e| e.to_string())?;
-                Self::Zstd { decoder, frame_open: false }
+                blocks(Codec::Zstd(decoder), false)
             }
-            Compression::Xz => Self::Xz {
-                stream: XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| e.to_string())?,
-                ended: false,
-            },
-            Compression::Bzip2 => Self::Bzip2 { stream: BzDecoder::new(false), stream_open: false },
+            Compression::Xz => {
+                let stream = XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| e.to_string())?;
+                blocks(Codec::Xz(stream), true)
+            }
+            Compression::Bzip2 => blocks(Codec::Bzip2(BzDecoder::new(false)), false),
         })
     }
 
@@ -124,27 +124,13 @@ impl Decoder {
                 buffer.append(decoder.get_mut());
                 Ok(piece.len())
             }
-            Self::Zstd { decoder, frame_open } => {
-                let start = buffer.len();
-                buffer.resize(start + BLOCK, 0);
-                let mut from = InBuffer::around(input);
-                let mut to = OutBuffer::around(&mut buffer[start..]);
-                let left = decoder.run(&mut from, &mut to).map_err(|e| e.to_string())?;
-                *frame_open = left > 0;
-                let (used, made) = (from.pos(), to.pos());
-                buffer.truncate(start + made);
-                Ok(used)
-            }
-            Self::Xz { stream, ended } => {
-                let (used, _) = run_xz(stream, input, buffer, Action::Run, ended)?;
-                Ok(used)
-            }
-            Self::Bzip2 { stream, stream_open } => {
-                *stream_open = true;
-                let (used, _, status) = run_bzip2(stream, input, buffer)?;
-                if status == BzStatus::StreamEnd {
-                    (*stream, *stream_open) = (BzDecoder::new(false), false);
+            Self::Blocks { .. } if input.is_empty() => Ok(0),
+            Self::Blocks { codec, is_open } => {
+                let (used, made, has_ended) = codec.decode(input, buffer)?;
+                if used == 0 && made == 0 && !has_ended {
+                    return Err("the decoder makes no progress".to_owned());
                 }
+                *is_open = !has_ended;
                 Ok(used)
             }
         }
@@ -155,90 +141,66 @@ impl Decoder {
     /// # Errors
     /// When the file ends within a stream.
     pub(super) fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<(), String> {
-        let torn = || "the file ends in the middle".to_owned();
         match self {
-            Self::None => Ok(()),
+            Self::None => {}
             Self::Gzip(decoder) => {
                 decoder.try_finish().map_err(|e| e.to_string())?;
                 buffer.append(decoder.get_mut());
-                Ok(())
             }
-            Self::Zstd { decoder, frame_open } => loop {
-                if !*frame_open {
-                    return Ok(());
+            Self::Blocks { codec, is_open } => {
+                while *is_open {
+                    let (_, made, has_ended) = codec.decode(&[], buffer)?;
+                    if made == 0 && !has_ended {
+                        return Err("the file ends in the middle".to_owned());
+                    }
+                    *is_open = !has_ended;
                 }
-                let start = buffer.len();
-                buffer.resize(start + BLOCK, 0);
-                let mut to = OutBuffer::around(&mut buffer[start..]);
-                let left = decoder.run(&mut InBuffer::around(&[]), &mut to);
-                let made = to.pos();
-                buffer.truncate(start + made);
-                *frame_open = left.map_err(|e| e.to_string())? > 0;
-                if *frame_open && made == 0 {
-                    return Err(torn());
-                }
-            },
-            Self::Xz { stream, ended } => loop {
-                if *ended {
-                    return Ok(());
-                }
-                let (_, made) = run_xz(stream, &[], buffer, Action::Finish, ended)?;
-                if made == 0 && !*ended {
-                    return Err(torn());
-                }
-            },
-            Self::Bzip2 { stream, stream_open } => loop {
-                if !*stream_open {
-                    return Ok(());
-                }
-                let (_, made, status) = run_bzip2(stream, &[], buffer)?;
-                *stream_open = status != BzStatus::StreamEnd;
-                if *stream_open && made == 0 {
-                    return Err(torn());
-                }
-            },
+            }
         }
+        Ok(())
     }
 }
 
-/// Returns the bytes read, the bytes written, and whether the stream has ended.
-fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Result<(usize, usize, BzStatus), String> {
-    let (start, taken, had) = (buffer.len(), stream.total_in(), stream.total_out());
-    buffer.resize(start + BLOCK, 0);
-    let status = stream.decompress(input, &mut buffer[start..]);
-    let (used, made) = ((stream.total_in() - taken) as usize, (stream.total_out() - had) as usize);
-    buffer.truncate(start + made);
-    let status = status.map_err(|e| e.to_string())?;
-    if used == 0 && made == 0 && status != BzStatus::StreamEnd && !input.is_empty() {
-        return Err("the decoder makes no progress".to_owned());
+impl Codec {
+    /// Appends a block at most. Returns the bytes read, the bytes written, and whether a stream has ended. Without
+    /// `input` the file has ended.
+    fn decode(&mut self, input: &[u8], buffer: &mut Vec<u8>) -> Result<(usize, usize, bool), String> {
+        let start = buffer.len();
+        buffer.resize(start + BLOCK, 0);
+        let decoded = self.decode_into(input, &mut buffer[start..]);
+        buffer.truncate(start + decoded.as_ref().map_or(0, |(_, made, _)| *made));
+        decoded
     }
-    Ok((used, made, status))
-}
 
-/// Returns the bytes read and the bytes written.
-fn run_xz(
-    stream: &mut XzStream,
-    input: &[u8],
-    buffer: &mut Vec<u8>,
-    action: Action,
-    ended: &mut bool,
-) -> Result<(usize, usize), String> {
-    let (start, taken) = (buffer.len(), stream.total_in());
-    let had = stream.total_out();
-    buffer.resize(start + BLOCK, 0);
-    let status = stream.process(input, &mut buffer[start..], action);
-    let (used, made) = ((stream.total_in() - taken) as usize, (stream.total_out() - had) as usize);
-    buffer.truncate(start + made);
-    match status {
-        Ok(Status::StreamEnd) => *ended = true,
-        Ok(_) => {}
-        Err(liblzma::stream::Error::MemLimit) => {
-            return Err(format!("it needs more than {} MiB to be decompressed", XZ_MEMORY >> 20));
+    fn decode_into(&mut self, input: &[u8], room: &mut [u8]) -> Result<(usize, usize, bool), String> {
+        match self {
+            Self::Zstd(decoder) => {
+                let (mut from, mut to) = (InBuffer::around(input), OutBuffer::around(room));
+                let left = decoder.run(&mut from, &mut to).map_err(|e| e.to_string())?;
+                Ok((from.pos(), to.pos(), left == 0))
+            }
+            Self::Xz(stream) => {
+                let (taken, had) = (stream.total_in(), stream.total_out());
+                let action = if input.is_empty() { Action::Finish } else { Action::Run };
+                let status = stream.process(input, room, action).map_err(|error| match error {
+                    liblzma::stream::Error::MemLimit => {
+                        format!("it needs more than {} MiB to be decompressed", XZ_MEMORY >> 20)
+                    }
+                    error => error.to_string(),
+                })?;
+                let (used, made) = (stream.total_in() - taken, stream.total_out() - had);
+                Ok((used as usize, made as usize, status == Status::StreamEnd))
+            }
+            Self::Bzip2(stream) => {
+                let (taken, had) = (stream.total_in(), stream.total_out());
+                let status = stream.decompress(input, room).map_err(|e| e.to_string())?;
+                let (used, made) = (stream.total_in() - taken, stream.total_out() - had);
+                let has_ended = status == BzStatus::StreamEnd;
+                if has_ended {
+                    *stream = BzDecoder::new(false);
+                }
+                Ok((used as usize, made as usize, has_ended))
+            }
         }
-        Err(error) => return Err(error.to_string()),
     }
-    if used == 0 && made == 0 && !*ended && matches!(action, Action::Run) {
-        return Err("the decoder makes no progress".to_owned());
-    }
-    Ok((used, made))
 }
