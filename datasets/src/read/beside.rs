@@ -1,33 +1,31 @@
-//! Reads two files of JSON lines or Parquet, where row N of one belongs to row N of the other.
+//! Reads two files in step, where row N of one belongs to row N of the other: the text files of a Moses corpus, or two files
+//! of JSON lines or Parquet.
 
-use super::format::Column;
-use super::{Corpus, Fault, RawRow, ReadRow, RowReader, Source};
+use super::format::{Column, Columns, Format, Source};
+use super::pieces::Pieces;
+use super::{Corpus, Fault, RawRow, ReadRow, RowReader};
+use crate::clean::Language;
 use crate::shown::ShownUrl;
 use crate::{Error, Result};
 
 /// The column of a text, unless the source names another.
 const TEXT: &str = "text";
 
-pub(super) struct BesideRows {
-    /// The reader of each side, whose pairs have the text twice.
+pub(crate) struct BesideRows {
+    /// The reader of each side, whose pairs have the text as their English.
     english: RowReader,
     foreign: RowReader,
     urls: [String; 2],
+    format: Format,
 }
 
 impl BesideRows {
-    pub(super) async fn open(source: &Source, foreign: &str) -> Result<Self> {
-        let side = |url: &str, column: &Column| {
-            let column = Column::Name(column.name(TEXT));
-            let columns = super::Columns { english: column.clone(), foreign: column };
-            Source { url: url.to_owned(), foreign_url: None, columns, ..source.clone() }
-        };
-        let english = side(&source.url, &source.columns.english);
-        let foreign = side(foreign, &source.columns.foreign);
+    pub(super) async fn open(source: &Source, format: Format, foreign: &str) -> Result<Self> {
         Ok(Self {
-            english: Box::pin(RowReader::open(&english, Corpus::Pairs)).await?,
-            foreign: Box::pin(RowReader::open(&foreign, Corpus::Pairs)).await?,
-            urls: [english.url, foreign.url],
+            english: side(source, format, &source.url, &source.columns.english).await?,
+            foreign: side(source, format, foreign, &source.columns.foreign).await?,
+            urls: [source.url.clone(), foreign.to_owned()],
+            format,
         })
     }
 
@@ -45,30 +43,57 @@ impl BesideRows {
         (a + b, all_a + all_b)
     }
 
-    /// Returns the next row. Files of different length are an error, as those of a Moses corpus are.
+    /// Returns the next row. Files of different length are an error: a row is missing at an unknown place, and every later
+    /// row could pair unrelated texts.
     pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
-        let both = (Box::pin(self.english.next()).await?, Box::pin(self.foreign.next()).await?);
-        let text = |row: ReadRow| -> std::result::Result<String, Fault> {
-            match row? {
-                RawRow::Pair { english, .. } => Ok(english),
-                RawRow::Instruction(_) => unreachable!("the readers read pairs"),
-            }
-        };
-        match both {
+        match (Box::pin(self.english.next()).await?, Box::pin(self.foreign.next()).await?) {
             (None, None) => Ok(None),
-            (Some(english), Some(foreign)) => {
-                let pair = text(english).and_then(|english| Ok(RawRow::Pair { english, foreign: text(foreign)? }));
-                Ok(Some(pair))
-            }
-            (english, _) => {
-                let [first, second] = &self.urls;
-                let (shorter, longer) = if english.is_none() { (first, second) } else { (second, first) };
-                let reason = format!(
-                    "has fewer rows than {}: the rows of the two files do not belong together; fetch both again",
-                    ShownUrl::of(longer)
-                );
-                Err(Error::Content { path: shorter.clone(), reason })
-            }
+            (Some(english), Some(foreign)) => Ok(Some(pair(english, foreign))),
+            (english, _) => self.unaligned(english.is_none()).await,
         }
     }
+
+    async fn unaligned(&mut self, english_is_shorter: bool) -> Result<Option<ReadRow>> {
+        let [english, foreign] = &self.urls;
+        if self.format != Format::Moses {
+            let (shorter, longer) = if english_is_shorter { (english, foreign) } else { (foreign, english) };
+            let reason = format!(
+                "has fewer rows than {}: the rows of the two files do not belong together; fetch both again",
+                ShownUrl::of(longer)
+            );
+            return Err(Error::Content { path: shorter.clone(), reason });
+        }
+        for side in [&mut self.english, &mut self.foreign] {
+            while Box::pin(side.next()).await?.is_some() {}
+        }
+        let reason = format!(
+            "has {} lines, but {} has {}: a line is missing and the rows after it do not belong together; fetch both files again",
+            self.foreign.place(),
+            ShownUrl::of(english),
+            self.english.place()
+        );
+        Err(Error::Content { path: foreign.clone(), reason })
+    }
+}
+
+async fn side(source: &Source, format: Format, url: &str, column: &Column) -> Result<RowReader> {
+    if format == Format::Moses {
+        let mut lines = Pieces::lines(url, source.compression).await?;
+        lines.head().await?;
+        let parse = |line: &str| Ok(RawRow::Pair { english: line.to_owned(), foreign: String::new() });
+        return Ok(RowReader::Lines { lines, parse: Box::new(parse) });
+    }
+    let column = Column::Name(column.name(TEXT));
+    let columns = Columns { english: column.clone(), foreign: column };
+    let side = Source { url: url.to_owned(), foreign_url: None, columns, ..source.clone() };
+    Box::pin(RowReader::open(&side, Corpus::Pairs)).await
+}
+
+fn pair(english: ReadRow, foreign: ReadRow) -> ReadRow {
+    let text = |row: ReadRow, language| match row {
+        Ok(RawRow::Pair { english, .. }) => Ok(english),
+        Ok(RawRow::Instruction(_)) => unreachable!("the readers read pairs"),
+        Err(fault) => Err(Fault { language: Some(language), ..fault }),
+    };
+    Ok(RawRow::Pair { english: text(english, Language::English)?, foreign: text(foreign, Language::Foreign)? })
 }

@@ -36,9 +36,6 @@ pub(super) fn object(line: &str) -> Result<Value, DropReason> {
 
 /// Parses a line of JSON as Python's `json` does: see [`strict_json`]. Numbers too large for a double become `null`
 /// too.
-///
-/// # Errors
-/// When the line is not JSON.
 pub fn json_value(line: &str) -> serde_json::Result<Value> {
     serde_json::from_str(line).or_else(|error| match rewritten(line, LargeNumbers::Drop) {
         Cow::Borrowed(_) => Err(error),

@@ -1,7 +1,7 @@
 //! Reads the lines of any text file as the corpus readers do.
 
 use super::content;
-use super::pieces::{Piece, Pieces};
+use super::pieces::Pieces;
 use crate::clean::DropReason;
 use crate::{Error, Result};
 
@@ -35,14 +35,8 @@ impl Lines {
     }
 
     /// Returns the next line, or why it can't be used; `None` at the end.
-    ///
-    /// # Errors
-    /// [`Error`] where the file can't be read.
     pub async fn next(&mut self) -> Result<Option<std::result::Result<String, DropReason>>> {
-        Ok(self.pieces.next().await?.map(|piece| match piece {
-            Piece::Text(text) => Ok(text.to_owned()),
-            Piece::Fault(reason) => Err(reason),
-        }))
+        Ok(self.pieces.next().await?.map(|piece| piece.map(str::to_owned)))
     }
 
     /// Returns notes on how the file is read, as sentences whose subject is the file.

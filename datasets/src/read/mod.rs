@@ -15,7 +15,6 @@ mod format;
 mod instructions;
 mod jsonl;
 mod lines;
-mod moses;
 mod parquet;
 mod pieces;
 mod tmx;
@@ -32,9 +31,8 @@ use crate::rows::{Corpus, InstructionExample};
 use crate::store::object_name;
 use crate::{Error, Result};
 use beside::BesideRows;
-use moses::MosesRows;
 use parquet::ParquetRows;
-use pieces::{Piece, Pieces};
+use pieces::Pieces;
 use tmx::TmxRows;
 
 /// A row as it stands in the source.
@@ -70,20 +68,15 @@ impl From<DropReason> for Fault {
     }
 }
 
-/// The rows of one source.
-pub(crate) struct RowReader {
-    rows: Rows,
-    label: String,
-}
+/// Reads a row from a line.
+type Parse = Box<dyn Fn(&str) -> ReadRow + Send + Sync>;
 
-enum Rows {
-    Tsv { lines: Pieces, english: usize, foreign: usize },
-    Jsonl { lines: Pieces, english: String, foreign: String },
-    Instructions(Pieces),
-    Moses(Box<MosesRows>),
+/// The rows of one source.
+pub(crate) enum RowReader {
+    Lines { lines: Pieces, parse: Parse },
+    Beside(Box<BesideRows>),
     Tmx(TmxRows),
     Parquet(Box<ParquetRows>),
-    Beside(Box<BesideRows>),
 }
 
 impl RowReader {
@@ -94,32 +87,28 @@ impl RowReader {
         if corpus == Corpus::Instructions && format != Format::Jsonl {
             return Err(refuse("instructions are read from JSONL; the other formats hold pairs only"));
         }
-        let mut rows = match format {
-            Format::Jsonl | Format::Parquet if source.foreign_url.is_some() => {
-                let foreign = source.foreign_url.as_deref().unwrap_or_default();
-                Rows::Beside(Box::new(BesideRows::open(source, foreign).await?))
-            }
+        if let (Format::Moses | Format::Jsonl | Format::Parquet, Some(foreign)) = (format, &source.foreign_url) {
+            return Ok(Self::Beside(Box::new(BesideRows::open(source, format, foreign).await?)));
+        }
+        let parse: Parse = match format {
             Format::Tsv => {
                 let [english, foreign] = tsv_columns(columns).ok_or_else(|| {
                     refuse("of a TSV file, english_column and foreign_column must be two different numbers from 1")
                 })?;
-                Rows::Tsv { lines: Pieces::lines(url, compression).await?, english, foreign }
+                Box::new(move |line: &str| tsv_pair(line, english, foreign))
             }
             Format::Jsonl if corpus == Corpus::Instructions => {
-                Rows::Instructions(Pieces::lines(url, compression).await?)
+                let label = source.label();
+                Box::new(move |line: &str| instructions::instruction(line, &label))
             }
-            Format::Jsonl => Rows::Jsonl {
-                lines: Pieces::lines(url, compression).await?,
-                english: columns.english.name("english"),
-                foreign: columns.foreign.name("foreign"),
-            },
+            Format::Jsonl => {
+                let (english, foreign) = (columns.english.name("english"), columns.foreign.name("foreign"));
+                Box::new(move |line: &str| jsonl::pair(line, &english, &foreign))
+            }
             Format::Moses => {
-                let foreign = source.foreign_url.as_deref().ok_or_else(|| {
-                    refuse("a Moses corpus is two files; write source = { english = \"…\", foreign = \"…\" }")
-                })?;
-                Rows::Moses(Box::new(MosesRows::open(url, foreign, compression).await?))
+                return Err(refuse("a Moses corpus is two files; write source = { english = \"…\", foreign = \"…\" }"));
             }
-            Format::Tmx => Rows::Tmx(TmxRows::open(url, compression, source.languages.clone()).await?),
+            Format::Tmx => return Ok(Self::Tmx(TmxRows::open(url, compression, source.languages.clone()).await?)),
             Format::Parquet => {
                 let packed = compression.unwrap_or_else(|| Compression::of(&object_name(url)).0);
                 if packed != Compression::None {
@@ -127,31 +116,26 @@ impl RowReader {
                         "Parquet is compressed inside and can't be read through another compression; unpack it",
                     ));
                 }
-                Rows::Parquet(Box::new(ParquetRows::open(url, columns).await?))
+                return Ok(Self::Parquet(Box::new(ParquetRows::open(url, columns).await?)));
             }
         };
-        match &mut rows {
-            Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => {
-                if let Some(reason) = content::not_lines_of_json(lines.head().await?) {
-                    return Err(refuse(&reason));
-                }
-            }
-            Rows::Tsv { lines, .. } => drop(lines.head().await?),
-            Rows::Moses(rows) => rows.begin().await?,
-            Rows::Tmx(rows) => rows.begin().await?,
-            Rows::Parquet(_) | Rows::Beside(_) => {}
+        let mut lines = Pieces::lines(url, compression).await?;
+        let head = lines.head().await?;
+        if format == Format::Jsonl
+            && let Some(reason) = content::not_lines_of_json(head)
+        {
+            return Err(refuse(&reason));
         }
-        Ok(Self { rows, label: source.label() })
+        Ok(Self::Lines { lines, parse })
     }
 
     /// Returns notes on how the files are read: each file's URL, and a sentence whose subject is the file.
     pub(crate) fn notes(&self) -> Vec<(String, String)> {
-        let pieces = match &self.rows {
-            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines,
-            Rows::Moses(rows) => return rows.notes(),
-            Rows::Tmx(rows) => rows.pieces(),
-            Rows::Parquet(_) => return Vec::new(),
-            Rows::Beside(rows) => return rows.notes(),
+        let pieces = match self {
+            Self::Lines { lines, .. } => lines,
+            Self::Tmx(rows) => rows.pieces(),
+            Self::Parquet(_) => return Vec::new(),
+            Self::Beside(rows) => return rows.notes(),
         };
         let url = pieces.url();
         pieces.notes().into_iter().map(|note| (url.to_owned(), note)).collect()
@@ -159,41 +143,32 @@ impl RowReader {
 
     /// Returns how much is read, and of how much: bytes, or rows of a Parquet file.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        match &self.rows {
-            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.progress(),
-            Rows::Moses(rows) => rows.progress(),
-            Rows::Tmx(rows) => rows.pieces().progress(),
-            Rows::Parquet(rows) => rows.progress(),
-            Rows::Beside(rows) => rows.progress(),
+        match self {
+            Self::Lines { lines, .. } => lines.progress(),
+            Self::Tmx(rows) => rows.pieces().progress(),
+            Self::Parquet(rows) => rows.progress(),
+            Self::Beside(rows) => rows.progress(),
         }
     }
 
     /// Returns the number of the last row's line, unit or row, from 1.
     pub(crate) fn place(&self) -> u64 {
-        match &self.rows {
-            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.number(),
-            Rows::Moses(rows) => rows.number(),
-            Rows::Tmx(rows) => rows.pieces().number(),
-            Rows::Parquet(rows) => rows.progress().0,
-            Rows::Beside(rows) => rows.place(),
+        match self {
+            Self::Lines { lines, .. } => lines.number(),
+            Self::Tmx(rows) => rows.pieces().number(),
+            Self::Parquet(rows) => rows.progress().0,
+            Self::Beside(rows) => rows.place(),
         }
     }
 
     /// Returns the next row, or the reason why there is none; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<ReadRow>> {
-        let (lines, parse): (&mut Pieces, &dyn Fn(&str) -> ReadRow) = match &mut self.rows {
-            Rows::Moses(rows) => return rows.next().await,
-            Rows::Tmx(rows) => return rows.next().await,
-            Rows::Parquet(rows) => return rows.next().await,
-            Rows::Beside(rows) => return rows.next().await,
-            Rows::Tsv { lines, english, foreign } => (lines, &|line| tsv_pair(line, *english, *foreign)),
-            Rows::Jsonl { lines, english, foreign } => (lines, &|line| jsonl::pair(line, english, foreign)),
-            Rows::Instructions(lines) => (lines, &|line| instructions::instruction(line, &self.label)),
-        };
-        Ok(lines.next().await?.map(|piece| match piece {
-            Piece::Fault(reason) => Err(reason.into()),
-            Piece::Text(text) => parse(text),
-        }))
+        match self {
+            Self::Lines { lines, parse } => Ok(lines.next().await?.map(|piece| parse(piece?))),
+            Self::Tmx(rows) => rows.next().await,
+            Self::Parquet(rows) => rows.next().await,
+            Self::Beside(rows) => rows.next().await,
+        }
     }
 }
 
@@ -221,9 +196,6 @@ fn too_few_columns(line: &str) -> Fault {
 }
 
 /// Reads a whole small file and decompresses it by its name.
-///
-/// # Errors
-/// [`Error`] where it can't be read.
 pub async fn read_whole(url: &str) -> Result<Vec<u8>> {
     let mut bytes = bytes::ByteSource::open(url, None).await?;
     let mut content = Vec::new();
@@ -243,9 +215,6 @@ pub struct Survey {
 }
 
 /// Counts all rows of a source. Memory holds one row.
-///
-/// # Errors
-/// [`Error`] where the source can't be read.
 pub async fn survey(source: &Source, corpus: Corpus) -> Result<Survey> {
     let mut reader = RowReader::open(source, corpus).await?;
     let mut found = Survey::default();
@@ -260,9 +229,6 @@ pub async fn survey(source: &Source, corpus: Corpus) -> Result<Survey> {
 }
 
 /// Returns the pairs of a source without cleaning, English first, and the number of rows that can't be read.
-///
-/// # Errors
-/// [`Error`] where the source can't be read.
 pub async fn read_raw_pairs(source: &Source) -> Result<(Vec<(String, String)>, u64)> {
     let mut reader = RowReader::open(source, Corpus::Pairs).await?;
     let (mut pairs, mut left_out) = (Vec::new(), 0);

@@ -10,6 +10,7 @@ use parquet::arrow::async_reader::ParquetRecordBatchStream;
 use parquet::file::metadata::ParquetMetaData;
 
 use super::format::Columns;
+use super::jsonl::no_nul;
 use super::{RawRow, ReadRow, bytes, content};
 use crate::clean::DropReason;
 use crate::store::Store;
@@ -22,7 +23,7 @@ const BATCH_ROWS: usize = 1_024;
 /// The largest decompressed row group that is accepted, in bytes, because a reader holds the columns of one group.
 const LARGEST_GROUP: i64 = 1 << 30;
 
-pub(super) struct ParquetRows {
+pub(crate) struct ParquetRows {
     url: String,
     stream: ParquetRecordBatchStream<ObjectReader>,
     names: [String; 2],
@@ -47,18 +48,12 @@ impl ParquetRows {
         let builder = table.into_builder();
         let schema = builder.parquet_schema();
         let leaves: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
-        for name in &names {
-            if !leaves.contains(name) {
-                let reason = format!(
-                    "has no column `{name}`; it has {}. Set english_column and foreign_column",
-                    leaves.join(", ")
-                );
-                return Err(bad(url, reason));
-            }
+        if let Some(name) = names.iter().find(|name| !leaves.contains(name)) {
+            let has = leaves.join(", ");
+            let reason = format!("has no column `{name}`; it has {has}. Set english_column and foreign_column");
+            return Err(bad(url, reason));
         }
-        let wanted: Vec<usize> =
-            leaves.iter().enumerate().filter(|(_, leaf)| names.contains(leaf)).map(|(index, _)| index).collect();
-        let mask = ProjectionMask::leaves(schema, wanted);
+        let mask = ProjectionMask::leaves(schema, (0..leaves.len()).filter(|index| names.contains(&leaves[*index])));
         let stream =
             builder.with_projection(mask).with_batch_size(BATCH_ROWS).build().map_err(|e| unreadable(url, &e))?;
         Ok(Self { url: url.to_owned(), stream, names, batch: None, next_row: 0, done: 0, total })
@@ -77,20 +72,11 @@ impl ParquetRows {
                 let row = self.next_row;
                 self.next_row += 1;
                 self.done += 1;
-                let text = |column: &StringArray| -> std::result::Result<String, DropReason> {
-                    if column.is_null(row) {
-                        return Err(DropReason::MissingColumn);
-                    }
-                    let text = column.value(row);
-                    if text.contains('\0') {
-                        return Err(DropReason::NulByte);
-                    }
-                    Ok(text.to_owned())
+                let text = |column: &StringArray| match column.is_null(row) {
+                    true => Err(DropReason::MissingColumn),
+                    false => no_nul(column.value(row)).map(str::to_owned),
                 };
-                let row = text(english).and_then(|english| {
-                    let foreign = text(foreign)?;
-                    Ok(RawRow::Pair { english, foreign })
-                });
+                let row = text(english).and_then(|english| Ok(RawRow::Pair { english, foreign: text(foreign)? }));
                 return Ok(Some(row.map_err(Into::into)));
             }
             let Some(batch) = guarded(&self.url, self.stream.next()).await? else {

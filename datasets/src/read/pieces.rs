@@ -11,11 +11,7 @@ use crate::clean::DropReason;
 pub(crate) const LONGEST_PIECE: usize = 1 << 20;
 
 /// One piece, without its delimiter.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Piece<'a> {
-    Text(&'a str),
-    Fault(DropReason),
-}
+pub(crate) type Piece<'a> = std::result::Result<&'a str, DropReason>;
 
 /// Reads a file piece by piece. Memory holds no more than the longest piece and one block of the file.
 pub(crate) struct Pieces {
@@ -110,21 +106,17 @@ impl Pieces {
             self.fill().await?;
         };
         let piece = self.start..end;
-        self.start = next;
-        self.searched = next;
+        (self.start, self.searched) = (next, next);
         self.number += 1;
         if too_long || piece.len() > LONGEST_PIECE {
-            return Ok(Some(Piece::Fault(DropReason::LineTooLong)));
+            return Ok(Some(Err(DropReason::LineTooLong)));
         }
         let piece = &self.buffer[piece];
         let piece = piece.strip_suffix(b"\r").unwrap_or(piece);
         if memchr::memchr(0, piece).is_some() {
-            return Ok(Some(Piece::Fault(DropReason::NulByte)));
+            return Ok(Some(Err(DropReason::NulByte)));
         }
-        Ok(Some(match std::str::from_utf8(piece) {
-            Ok(text) => Piece::Text(text),
-            Err(_) => Piece::Fault(DropReason::BrokenUtf8),
-        }))
+        Ok(Some(std::str::from_utf8(piece).map_err(|_| DropReason::BrokenUtf8)))
     }
 
     /// Reads enough to tell how lines end. If the longest line holds no line feed but carriage returns, they end the

@@ -12,17 +12,17 @@ use quick_xml::events::{BytesStart, Event};
 
 use super::compression::Compression;
 use super::format::Languages;
-use super::pieces::{Piece, Pieces};
+use super::pieces::Pieces;
 use super::{Fault, RawRow, ReadRow};
 use crate::clean::DropReason;
 use crate::{Error, Result};
 
-pub(super) const UNIT_END: &[u8] = b"</tu>";
+const UNIT_END: &[u8] = b"</tu>";
 
 /// Inline elements whose content is code.
 const CODE: [&[u8]; 5] = [b"bpt", b"ept", b"it", b"ph", b"ut"];
 
-pub(super) struct TmxRows {
+pub(crate) struct TmxRows {
     pieces: Pieces,
     languages: Languages,
     began: bool,
@@ -32,30 +32,24 @@ pub(super) struct TmxRows {
 
 impl TmxRows {
     pub(super) async fn open(url: &str, compression: Option<Compression>, languages: Languages) -> Result<Self> {
-        Ok(Self { pieces: Pieces::open(url, compression, UNIT_END).await?, languages, began: false, ended: false })
+        let mut pieces = Pieces::open(url, compression, UNIT_END).await?;
+        pieces.head().await?;
+        Ok(Self { pieces, languages, began: false, ended: false })
     }
 
     pub(super) fn pieces(&self) -> &Pieces {
         &self.pieces
     }
 
-    /// Finds out how to read the file.
-    pub(super) async fn begin(&mut self) -> Result<()> {
-        self.pieces.head().await.map(drop)
-    }
-
     pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
         let url = self.pieces.url().to_owned();
         let began = std::mem::replace(&mut self.began, true);
-        let piece = match self.pieces.next().await? {
-            None => {
-                // The file ends right after a unit.
-                let is_torn = began && !std::mem::replace(&mut self.ended, true);
-                return Ok(is_torn.then_some(Err(DropReason::BrokenXml.into())));
-            }
-            Some(Piece::Fault(reason)) => Err(reason),
-            Some(Piece::Text(text)) => Ok(text.to_owned()),
+        let Some(piece) = self.pieces.next().await? else {
+            // The file ends right after a unit.
+            let is_torn = began && !std::mem::replace(&mut self.ended, true);
+            return Ok(is_torn.then_some(Err(DropReason::BrokenXml.into())));
         };
+        let piece = piece.map(str::to_owned);
         let is_rest = self.pieces.is_rest();
         self.ended |= is_rest;
         let text = match piece {
@@ -88,21 +82,13 @@ fn check_header(url: &str, text: &str) -> Result<()> {
 
 /// Returns the start of the last `<tu>` or `<tu …>` in the text.
 fn unit_start(text: &str) -> Option<usize> {
-    text.rmatch_indices("<tu")
-        .find(|(at, _)| {
-            let next = text.as_bytes().get(at + 3);
-            next.is_none_or(|b| *b == b'>' || b.is_ascii_whitespace())
-        })
-        .map(|(at, _)| at)
+    let mut starts = text.rmatch_indices("<tu").map(|(at, _)| at);
+    starts.find(|at| text.as_bytes().get(at + 3).is_none_or(|b| *b == b'>' || b.is_ascii_whitespace()))
 }
 
 /// Returns the two sides of a unit, whose end tag is cut off.
 fn unit(text: &str, languages: &Languages) -> ReadRow {
     let mut variants = variants(text)?;
-    let missing = |variants: &[(String, String)]| {
-        let found: Vec<&str> = variants.iter().map(|(language, _)| language.as_str()).collect();
-        Fault { hint: Some(format!("the unit has {}", found.join(", "))), ..DropReason::MissingLanguage.into() }
-    };
     let is_english = |(language, _): &(String, String)| is(language, &languages.english);
     let english = variants.iter().position(is_english);
     let foreign = match &languages.foreign {
@@ -116,7 +102,9 @@ fn unit(text: &str, languages: &Languages) -> ReadRow {
         }
     };
     let (Some(english), Some(foreign)) = (english, foreign) else {
-        return Err(missing(&variants));
+        let found: Vec<&str> = variants.iter().map(|(language, _)| language.as_str()).collect();
+        let hint = Some(format!("the unit has {}", found.join(", ")));
+        return Err(Fault { hint, ..DropReason::MissingLanguage.into() });
     };
     let mut take = |index: usize| std::mem::take(&mut variants[index].1);
     let (english, foreign) = (take(english), take(foreign));
@@ -135,9 +123,6 @@ fn is(language: &str, wanted: &str) -> bool {
 /// Returns (language, segment) for each `<tuv>`.
 fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason> {
     let mut reader = Reader::from_str(text);
-    // The end tag of the unit itself is cut off.
-    reader.config_mut().check_end_names = true;
-    reader.config_mut().allow_unmatched_ends = false;
     let mut variants: Vec<(String, String)> = Vec::new();
     let (mut segment, mut hidden) = (None::<String>, 0_u32);
     loop {
