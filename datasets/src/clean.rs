@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::near::{Signature, Signer};
 use crate::numbers::agree;
-use crate::rows::{InstructionExample, Pair};
+use crate::rows::InstructionExample;
 use crate::script::WritingSystem;
 use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, cut, form_key, tidy};
 
@@ -262,14 +262,13 @@ impl Cleaner {
         Self { rules, signer: with_signatures.then(Signer::new) }
     }
 
-    /// Cleans a pair, or returns the reason why it is dropped.
+    /// Cleans a pair, English first, or returns the reason why it is dropped.
     ///
     /// # Errors
     /// The first reason that applies, in the order of the [`DropReason`]s.
-    pub fn pair(&self, english: &str, foreign: &str, source: &str) -> Result<Kept<Pair>, DropReason> {
+    pub fn pair(&self, english: &str, foreign: &str) -> Result<Kept<[String; 2]>, DropReason> {
         let (english, foreign, checked) = self.sides(english, foreign)?;
-        let source = source.to_owned();
-        Ok(Kept { row: Pair { english, foreign, source }, checked })
+        Ok(Kept { row: [english, foreign], checked })
     }
 
     /// Cleans an instruction example, or returns the reason why it is dropped. `raw.instruction` holds
@@ -366,7 +365,7 @@ mod tests {
     use super::*;
 
     fn outcome(english: &str, foreign: &str, rules: Rules) -> Result<String, DropReason> {
-        Cleaner::new(rules, false).pair(english, foreign, "test").map(|kept| kept.row.foreign)
+        Cleaner::new(rules, false).pair(english, foreign).map(|Kept { row: [_, foreign], .. }| foreign)
     }
 
     #[test]

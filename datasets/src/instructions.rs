@@ -23,9 +23,6 @@ pub struct InstructionRow {
 }
 
 /// Reads a shard of instructions. Errors call the shard `name`.
-///
-/// # Errors
-/// [`crate::Error::Content`] where the content is no such shard.
 pub fn read_instructions(name: &str, content: Bytes) -> Result<Vec<InstructionRow>> {
     const COLUMNS: [&str; 6] = ["id", "task", "instruction", "foreign", "english_ref", "answer"];
     let mut rows = Vec::new();

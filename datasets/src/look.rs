@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Float16Type, UInt16Type, UInt32Type, UInt64Type};
+use arrow::array::{Array, AsArray, FixedSizeListArray};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Float16Type, UInt64Type};
+use arrow::error::ArrowError;
 
 use crate::Result;
 use crate::role::Role;
@@ -28,9 +30,6 @@ pub struct ShardInfo {
 }
 
 /// Lists every Parquet file at or below a store's URL, sorted by path.
-///
-/// # Errors
-/// [`crate::Error`] where the store can't be listed or a footer can't be read.
 pub async fn shards(store: &Store) -> Result<Vec<ShardInfo>> {
     let mut found = Vec::new();
     for object in store.list("").await? {
@@ -44,9 +43,6 @@ pub async fn shards(store: &Store) -> Result<Vec<ShardInfo>> {
 }
 
 /// Reads the footer of one Parquet file.
-///
-/// # Errors
-/// [`crate::Error`] where its footer can't be read.
 pub async fn shard(store: &Store, path: &str, bytes: u64) -> Result<ShardInfo> {
     let table = StoredTable::open(store, path).await?;
     let pairs = table.metadata().file_metadata().key_value_metadata();
@@ -80,54 +76,34 @@ pub enum Values {
 
 /// Reads the columns of a shard, in its order. A column `vector` becomes `norm`, and columns of other types are left
 /// out.
-///
-/// # Errors
-/// [`crate::Error`] where the shard can't be read.
 pub async fn columns(store: &Store, path: &str) -> Result<Vec<(String, Values)>> {
     let name = store.describe(path);
-    let mut columns: Vec<(String, Values)> = Vec::new();
-    for batch in decode_all(&name, store.get(path).await?)? {
-        let mut next = Vec::new();
-        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
-            let wide = |numbers: &mut dyn Iterator<Item = u64>| Values::Numbers(numbers.collect());
-            let values = match array.data_type() {
-                DataType::UInt64 => wide(&mut array.as_primitive::<UInt64Type>().values().iter().copied()),
-                DataType::UInt32 => {
-                    wide(&mut array.as_primitive::<UInt32Type>().values().iter().map(|n| u64::from(*n)))
-                }
-                DataType::UInt16 => {
-                    wide(&mut array.as_primitive::<UInt16Type>().values().iter().map(|n| u64::from(*n)))
-                }
-                DataType::Utf8 | DataType::Dictionary(..) => {
-                    let texts = texts(&name, &batch, field.name())?;
-                    Values::Texts(texts.iter().map(|text| text.unwrap_or("").to_owned()).collect())
-                }
-                DataType::FixedSizeList(..) => match norms(array.as_fixed_size_list()) {
-                    Some(norms) => Values::Norms(norms),
-                    None => continue,
-                },
-                _ => continue,
-            };
-            let renamed = if matches!(values, Values::Norms(_)) { "norm" } else { field.name() };
-            next.push((renamed.to_owned(), values));
-        }
-        if columns.is_empty() {
-            columns = next;
-            continue;
-        }
-        for ((_, all), (column, more)) in columns.iter_mut().zip(next) {
-            match (all, more) {
-                (Values::Numbers(all), Values::Numbers(more)) => all.extend(more),
-                (Values::Texts(all), Values::Texts(more)) => all.extend(more),
-                (Values::Norms(all), Values::Norms(more)) => all.extend(more),
-                _ => return Err(bad(&name, format!("column `{column}` changes its type"))),
+    let batches = decode_all(&name, store.get(path).await?)?;
+    let Some(first) = batches.first() else { return Ok(Vec::new()) };
+    let refused = |e: ArrowError| bad(&name, e.to_string());
+    let batch = concat_batches(first.schema_ref(), &batches).map_err(refused)?;
+    let mut columns = Vec::new();
+    for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+        let column = field.name();
+        let values = match array.data_type() {
+            DataType::UInt64 | DataType::UInt32 | DataType::UInt16 => {
+                let wide = cast(array, &DataType::UInt64).map_err(refused)?;
+                Some(Values::Numbers(wide.as_primitive::<UInt64Type>().values().to_vec()))
             }
-        }
+            DataType::Utf8 | DataType::Dictionary(..) => {
+                let texts = texts(&name, &batch, column)?;
+                Some(Values::Texts(texts.iter().map(|text| text.unwrap_or("").to_owned()).collect()))
+            }
+            DataType::FixedSizeList(..) => norms(array.as_fixed_size_list()).map(Values::Norms),
+            _ => None,
+        };
+        let renamed = if matches!(values, Some(Values::Norms(_))) { "norm" } else { column };
+        columns.extend(values.map(|values| (renamed.to_owned(), values)));
     }
     Ok(columns)
 }
 
-fn norms(vectors: &arrow::array::FixedSizeListArray) -> Option<Vec<f32>> {
+fn norms(vectors: &FixedSizeListArray) -> Option<Vec<f32>> {
     let width = usize::try_from(vectors.value_length()).ok().filter(|width| *width > 0)?;
     let values = vectors.values().as_primitive_opt::<Float16Type>()?;
     let norm = |row: &[half::f16]| row.iter().map(|v| v.to_f32() * v.to_f32()).sum::<f32>().sqrt();

@@ -17,7 +17,7 @@ pub const MANIFEST_VERSION: u32 = 1;
 pub const ATTEMPT_PREFIX: &str = "attempt-";
 
 /// The results of one stage of a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The format version, [`MANIFEST_VERSION`].
@@ -103,9 +103,6 @@ impl Manifest {
     }
 
     /// Writes the manifest. Call this after every object that it lists is in the store.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
     pub async fn write(&self, store: &Store, path: &str) -> Result<()> {
         let mut content = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::Content { path: store.describe(path), reason: format!("can't be written: {e}") })?;
@@ -160,9 +157,8 @@ mod tests {
             key: "k".into(),
             artifacts: vec![ManifestArtifact::of("a", Role::Assignment, 3, b"abc", BTreeMap::new())],
             counts: BTreeMap::from([("rows".into(), 3)]),
-            figures: BTreeMap::new(),
             facts: BTreeMap::from([("width".into(), "768".into())]),
-            warnings: vec![],
+            ..Manifest::default()
         }
     }
 

@@ -67,9 +67,6 @@ impl Language {
 }
 
 /// Reads one side of a shard of pairs or instructions. No other column is decoded. Errors call the shard `name`.
-///
-/// # Errors
-/// [`crate::Error::Content`] where the content is no such shard.
 pub fn read_texts(name: &str, content: Bytes, language: Language) -> Result<TextTable> {
     let mut table = TextTable::default();
     for batch in decode(name, content, &["id", language.column()])? {
@@ -80,9 +77,6 @@ pub fn read_texts(name: &str, content: Bytes, language: Language) -> Result<Text
 }
 
 /// Reads both sides of a shard of pairs. Errors call the shard `name`.
-///
-/// # Errors
-/// [`crate::Error::Content`] where the content is no such shard.
 pub fn read_pairs(name: &str, content: Bytes) -> Result<PairTable> {
     let mut table = PairTable::default();
     for batch in decode(name, content, &["id", "english", "foreign"])? {

@@ -16,6 +16,7 @@ use parquet::file::metadata::{KeyValue, PageIndexPolicy, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use crate::role::Role;
 use crate::store::Store;
 use crate::table_reader::ObjectReader;
 use crate::{Error, Result};
@@ -28,8 +29,6 @@ pub const SCHEMA_VERSION_KEY: &str = "llink.schema_version";
 pub const STAGE_KEY: &str = "llink.stage_key";
 /// The metadata key of a table's role.
 pub const ROLE_KEY: &str = "llink.role";
-/// The metadata key of the fingerprint of the model that made the vectors.
-pub const MODEL_FINGERPRINT_KEY: &str = "llink.model_fingerprint";
 
 /// The number of rows in a row group of a shard.
 pub const ROW_GROUP_ROWS: usize = 8_192;
@@ -51,9 +50,14 @@ pub(crate) struct Layout<'a> {
 }
 
 /// The compression level of shards.
-pub(crate) const ZSTD_LEVEL: i32 = 3;
+const ZSTD_LEVEL: i32 = 3;
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
+    /// Returns the settings of a shard.
+    pub(crate) fn of_shard(dictionary: &'a [&'a str], metadata: &'a BTreeMap<String, String>) -> Self {
+        Self { dictionary, statistics: &["id"], metadata, page_rows: None, zstd_level: ZSTD_LEVEL }
+    }
+
     fn properties(&self) -> std::result::Result<WriterProperties, ParquetError> {
         let mut metadata = self.metadata.clone();
         metadata.insert(SCHEMA_VERSION_KEY.into(), SCHEMA_VERSION.into());
@@ -79,19 +83,18 @@ impl Layout<'_> {
     }
 }
 
-/// Writes batches as one table. The same batches and layout give the same bytes.
-///
-/// # Errors
-/// [`Error::Content`] where the batches do not fit the schema.
-pub(crate) fn encode(name: &str, schema: &SchemaRef, batches: &[RecordBatch], layout: &Layout<'_>) -> Result<Bytes> {
-    encode_stream(name, schema, batches.iter().cloned().map(Ok), layout)
+/// Returns the metadata of a shard.
+pub(crate) fn shard_facts(stage_key: &str, role: &Role) -> BTreeMap<String, String> {
+    let role = role.to_string();
+    let facts = [(SCHEMA_VERSION_KEY, SCHEMA_VERSION), (STAGE_KEY, stage_key), (ROLE_KEY, role.as_str())];
+    facts.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
-/// Does the same as [`encode`] for batches that are made one after the other.
-pub(crate) fn encode_stream(
+/// Writes batches as one table. The same batches and layout give the same bytes.
+pub(crate) fn encode(
     name: &str,
     schema: &SchemaRef,
-    batches: impl Iterator<Item = Result<RecordBatch>>,
+    batches: impl IntoIterator<Item = Result<RecordBatch>>,
     layout: &Layout<'_>,
 ) -> Result<Bytes> {
     let refused = |e: ParquetError| unwritable(name, &e);
@@ -114,8 +117,8 @@ pub(crate) struct GroupWriter {
 impl GroupWriter {
     /// Opens the writer; `dictionary` names the columns with few distinct values.
     pub(crate) fn new(name: &str, schema: &SchemaRef, dictionary: &[&str]) -> Result<Self> {
-        let layout =
-            Layout { dictionary, statistics: &[], metadata: &BTreeMap::new(), page_rows: None, zstd_level: ZSTD_LEVEL };
+        let metadata = BTreeMap::new();
+        let layout = Layout { statistics: &[], ..Layout::of_shard(dictionary, &metadata) };
         let properties = layout.properties().map_err(|e| unwritable(name, &e))?;
         let properties = properties.into_builder().set_max_row_group_row_count(None).build();
         let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties));
@@ -210,14 +213,9 @@ impl StoredTable {
             Part::RowGroup(index) => builder.with_row_groups(vec![index]),
             Part::Rows(selection) => builder.with_row_selection(selection),
         };
-        let batches: std::result::Result<Vec<_>, _> = match builder.build() {
-            Ok(stream) => stream.try_collect().await,
-            Err(error) => Err(error),
-        };
-        let batches = batches.map_err(|e| unreadable(&name, &e))?;
-        for batch in &batches {
-            require_columns(&name, batch, columns)?;
-        }
+        let stream = builder.build().map_err(|e| unreadable(&name, &e))?;
+        let batches: Vec<_> = stream.try_collect().await.map_err(|e| unreadable(&name, &e))?;
+        batches.iter().try_for_each(|batch| require_columns(&name, batch, columns))?;
         Ok(batches)
     }
 }
@@ -231,21 +229,21 @@ pub(crate) enum Part {
 /// Reads all columns of a table in memory.
 pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
-    let reader = builder.with_batch_size(ROW_GROUP_ROWS).build().map_err(|e| unreadable(name, &e))?;
-    reader.collect::<std::result::Result<_, _>>().map_err(|e| undecodable(name, &e))
+    decoded(name, builder)
 }
 
 /// Reads some columns of a table in memory.
 pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-    let reader =
-        builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS).build().map_err(|e| unreadable(name, &e))?;
-    let batches: Vec<_> = reader.collect::<std::result::Result<_, _>>().map_err(|e| undecodable(name, &e))?;
-    for batch in &batches {
-        require_columns(name, batch, columns)?;
-    }
+    let batches = decoded(name, builder.with_projection(mask))?;
+    batches.iter().try_for_each(|batch| require_columns(name, batch, columns))?;
     Ok(batches)
+}
+
+fn decoded(name: &str, builder: ParquetRecordBatchReaderBuilder<Bytes>) -> Result<Vec<RecordBatch>> {
+    let reader = builder.with_batch_size(ROW_GROUP_ROWS).build().map_err(|e| unreadable(name, &e))?;
+    reader.collect::<std::result::Result<_, _>>().map_err(|e| undecodable(name, &e))
 }
 
 pub(crate) fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {

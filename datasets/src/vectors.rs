@@ -10,11 +10,11 @@ use bytes::Bytes;
 use half::f16;
 
 use crate::Result;
-use crate::table::{Layout, ROW_GROUP_ROWS, ZSTD_LEVEL, bad, decode, encode, u64s};
+use crate::table::{Layout, ROW_GROUP_ROWS, bad, decode, encode, u64s};
 
 /// The vectors of one model, row by row, each with the id of its pair or instruction. A text that is read sentence by sentence
 /// has several rows, one after the other.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct VectorTable {
     /// The id of each row's text.
     pub ids: Vec<u64>,
@@ -94,29 +94,21 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         Field::new("id", DataType::UInt64, false),
         Field::new("vector", DataType::FixedSizeList(Arc::clone(&item), width), false),
     ]));
-    let mut batches = Vec::new();
-    for (ids, values) in table.ids.chunks(ROW_GROUP_ROWS).zip(table.values.chunks(ROW_GROUP_ROWS * table.width)) {
+    let rows = table.ids.chunks(ROW_GROUP_ROWS).zip(table.values.chunks(ROW_GROUP_ROWS * table.width));
+    let batches = rows.map(|(ids, values)| {
         let values = Arc::new(Float16Array::from_iter_values(values.iter().copied()));
         let vectors = FixedSizeListArray::try_new(Arc::clone(&item), width, values, None);
         let vectors = vectors.map_err(|e| refuse(e.to_string()))?;
         let ids = UInt64Array::from_iter_values(ids.iter().copied());
         let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids), Arc::new(vectors)]);
-        batches.push(batch.map_err(|e| refuse(e.to_string()))?);
-    }
-    encode(
-        name,
-        &schema,
-        &batches,
-        &Layout { dictionary: &[], statistics: &["id"], metadata, page_rows: None, zstd_level: ZSTD_LEVEL },
-    )
+        batch.map_err(|e| refuse(e.to_string()))
+    });
+    encode(name, &schema, batches, &Layout::of_shard(&[], metadata))
 }
 
 /// Reads what [`write_vectors`] wrote. Errors call the content `name`.
-///
-/// # Errors
-/// [`crate::Error::Content`] where the content is no table of vectors.
 pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
-    let mut table = VectorTable { ids: Vec::new(), width: 0, values: Vec::new() };
+    let mut table = VectorTable::default();
     for batch in decode(name, content, &["id", "vector"])? {
         let wrong = || bad(name, "column `vector` is not a fixed-size list of f16".to_owned());
         let column = batch.column_by_name("vector").ok_or_else(wrong)?;
@@ -141,9 +133,7 @@ pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
 /// [`crate::Error::Content`] where widths differ.
 pub fn concat(tables: Vec<VectorTable>) -> Result<VectorTable> {
     let mut tables = tables.into_iter();
-    let Some(mut all) = tables.next() else {
-        return Ok(VectorTable { ids: Vec::new(), width: 0, values: Vec::new() });
-    };
+    let mut all = tables.next().unwrap_or_default();
     for (index, table) in (1..).zip(tables) {
         if table.width != all.width {
             let reason = format!("table {index} is {} wide, the first {}", table.width, all.width);

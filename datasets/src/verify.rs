@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::instructions::read_instructions;
 use crate::manifest::{Manifest, ManifestArtifact, Sha256Stream, sha256_hex};
-use crate::pairs::read_pairs;
+use crate::pairs::{PairTable, read_pairs};
 use crate::role::{Corpus, Role, Side};
 use crate::rows::row_id;
 use crate::store::Store;
@@ -165,10 +165,9 @@ struct Rows {
 
 impl Rows {
     fn wrong(&mut self, fault: String) {
-        if self.named.len() < NAMED_ROWS {
-            self.named.push(fault);
-        } else {
-            self.others += 1;
+        match self.named.len() < NAMED_ROWS {
+            true => self.named.push(fault),
+            false => self.others += 1,
         }
     }
 
@@ -202,8 +201,7 @@ impl HeldOut {
 fn check_rows(name: &str, content: Bytes, artifact: &ManifestArtifact, held_out: &mut HeldOut) -> Rows {
     let mut rows = Rows::default();
     let read = match artifact.role {
-        Role::Shard(Corpus::Pairs, side) => check_pairs(name, content, side, held_out, &mut rows),
-        Role::Shard(Corpus::Instructions, side) => check_instructions(name, content, side, held_out, &mut rows),
+        Role::Shard(corpus, side) => check_shard(name, content, corpus, side, held_out, &mut rows),
         Role::Vectors(..) => check_vectors(name, content, &mut rows),
         _ => return rows,
     };
@@ -220,42 +218,38 @@ fn check_rows(name: &str, content: Bytes, artifact: &ManifestArtifact, held_out:
     rows
 }
 
-fn wrong_id(row: usize, id: u64) -> String {
-    format!("row {row}: the id {id} is not that of its texts")
-}
-
-fn leak(row: usize, text: &str) -> String {
-    format!("row {row}: {text:?} stands on the other side of the split too")
-}
-
-fn check_pairs(name: &str, content: Bytes, side: Side, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
-    let table = read_pairs(name, content)?;
-    rows.number = table.ids.len() as u64;
-    for (row, id) in table.ids.iter().enumerate() {
-        let (english, foreign) = (&table.english[row], &table.foreign[row]);
-        if row_id(&[english, foreign]) != *id {
-            rows.wrong(wrong_id(row, *id));
+/// Checks that the ids are those of the texts, and that no text stands on both sides.
+fn check_shard(
+    name: &str,
+    content: Bytes,
+    corpus: Corpus,
+    side: Side,
+    held_out: &mut HeldOut,
+    rows: &mut Rows,
+) -> Result<()> {
+    let mut check = |id: u64, texts: &[&str], sides: [(&'static str, &str); 2]| {
+        let row = rows.number;
+        if row_id(texts) != id {
+            rows.wrong(format!("row {row}: the id {id} is not that of its texts"));
         }
-        for (column, text) in [("english", english), ("foreign", foreign)] {
+        for (column, text) in sides {
             if held_out.leaks(column, side, text) {
-                rows.wrong(leak(row, text));
+                rows.wrong(format!("row {row}: {text:?} stands on the other side of the split too"));
             }
         }
-    }
-    Ok(())
-}
-
-fn check_instructions(name: &str, content: Bytes, side: Side, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
-    let table = read_instructions(name, content)?;
-    rows.number = table.len() as u64;
-    for (number, row) in table.iter().enumerate() {
-        let texts = [&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer];
-        if row_id(&texts.map(String::as_str)) != row.id {
-            rows.wrong(wrong_id(number, row.id));
+        rows.number += 1;
+    };
+    match corpus {
+        Corpus::Pairs => {
+            let PairTable { ids, english, foreign } = read_pairs(name, content)?;
+            for ((id, english), foreign) in ids.into_iter().zip(&english).zip(&foreign) {
+                check(id, &[english, foreign], [("english", english), ("foreign", foreign)]);
+            }
         }
-        for (column, text) in [("instruction english", &row.english_ref), ("instruction", &row.foreign)] {
-            if held_out.leaks(column, side, text) {
-                rows.wrong(leak(number, text));
+        Corpus::Instructions => {
+            for row in read_instructions(name, content)? {
+                let texts = [&*row.task, &*row.instruction, &*row.foreign, &*row.english_ref, &*row.answer];
+                check(row.id, &texts, [("instruction english", &row.english_ref), ("instruction", &row.foreign)]);
             }
         }
     }

@@ -9,11 +9,10 @@ use super::run::Run;
 use super::{Progress, SOURCE_KEY};
 use crate::Result;
 use crate::built_in::BuiltIn;
-use crate::clean::{Checked, Cleaner, DropReason, Language, Rules, Tally, TooLong};
+use crate::clean::{Checked, Cleaner, DropReason, Kept, Language, Rules, Tally, TooLong};
 use crate::manifest::ManifestArtifact;
 use crate::read::{Fault, RawRow, ReadRow, RowReader, Source};
 use crate::role::{Corpus, Role};
-use crate::rows::{InstructionExample, Pair};
 use crate::shown::ShownUrl;
 use crate::store::Store;
 use crate::table::bad;
@@ -82,28 +81,10 @@ pub struct Cleaned {
     pub warnings: Vec<String>,
 }
 
-/// A row that is kept.
-enum CleanRow {
-    Pair(Pair),
-    Instruction(InstructionExample),
-}
-
-impl CleanRow {
-    /// Adds the texts to the run in the order of [`super::text_columns`].
-    fn push_to(&self, run: &mut Run, checked: &Checked) {
-        match self {
-            Self::Pair(row) => run.push(checked, &[&row.english, &row.foreign]),
-            Self::Instruction(row) => {
-                run.push(checked, &[&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer])
-            }
-        }
-    }
-}
-
 /// A row that was read, with its line number.
 type Waiting = (ReadRow, u64);
-/// A cleaned row or its fault, with its line number.
-type Judged = (std::result::Result<(CleanRow, Checked), Fault>, u64);
+/// The texts of a cleaned row in the order of [`super::text_columns`].
+type Washed = std::result::Result<(Vec<String>, Checked), Fault>;
 
 /// Cleans rows on several threads.
 struct Washer {
@@ -121,7 +102,7 @@ struct Collector<'a> {
     washer: Arc<Washer>,
     threads: usize,
     waiting: Vec<Waiting>,
-    cleaning: Vec<JoinHandle<Vec<Judged>>>,
+    cleaning: Vec<JoinHandle<Vec<(Washed, u64)>>>,
     run: Run,
     encoding: Option<(String, u64, JoinHandle<Result<Bytes>>)>,
     artifacts: Vec<ManifestArtifact>,
@@ -238,8 +219,8 @@ impl Collector<'_> {
         for thread in std::mem::take(&mut self.cleaning) {
             for (cleaned, line) in joined(thread) {
                 match cleaned {
-                    Ok((row, checked)) => {
-                        row.push_to(&mut self.run, &checked);
+                    Ok((texts, checked)) => {
+                        self.run.push(&checked, &texts);
                         self.tally.keep();
                         self.tally.cut += u64::from(checked.was_cut);
                         self.tally.composed += u64::from(checked.was_composed);
@@ -302,18 +283,18 @@ impl Collector<'_> {
 }
 
 impl Washer {
-    fn clean(&self, row: ReadRow) -> std::result::Result<(CleanRow, Checked), Fault> {
+    fn clean(&self, row: ReadRow) -> Washed {
         match row? {
             RawRow::Pair { english, foreign } => {
-                let kept = self.cleaner.pair(&english, &foreign, &self.label)?;
-                Ok((CleanRow::Pair(kept.row), kept.checked))
+                let Kept { row, checked } = self.cleaner.pair(&english, &foreign)?;
+                Ok((row.into(), checked))
             }
             RawRow::Instruction(raw) => {
                 if !self.tasks.is_empty() && !self.tasks.contains(&raw.task) {
                     return Err(DropReason::OtherTask.into());
                 }
-                let kept = self.cleaner.instruction(&raw)?;
-                Ok((CleanRow::Instruction(kept.row), kept.checked))
+                let Kept { row, checked } = self.cleaner.instruction(&raw)?;
+                Ok((vec![row.task, row.instruction, row.foreign, row.english_ref, row.answer], checked))
             }
         }
     }

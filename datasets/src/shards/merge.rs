@@ -77,7 +77,7 @@ impl Cursor {
                     signatures: batch
                         .signatures
                         .as_ref()
-                        .map(|sides| [0, 1].map(|side: usize| signature(sides[side].value(at)))),
+                        .map(|sides| sides.each_ref().map(|side| signature(side.value(at)))),
                 };
                 self.used += 1;
                 let too_many = || bad(&self.name, "has more than 4294967295 rows".into());
@@ -96,9 +96,7 @@ impl Cursor {
 }
 
 fn signature(bytes: &[u8]) -> Signature {
-    let mut signature = [0; SIGNATURE_BYTES];
-    signature.copy_from_slice(bytes);
-    signature
+    bytes.try_into().expect("the column has this width")
 }
 
 /// The sort key of a row: (split key, id, rank of the source, file, row). Among equal rows, the one from the source

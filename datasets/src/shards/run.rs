@@ -13,7 +13,7 @@ use crate::Result;
 use crate::clean::Checked;
 use crate::near::{SIGNATURE_BYTES, Signature};
 use crate::rows::{Corpus, row_id};
-use crate::table::{Layout, ROW_GROUP_ROWS, bad, encode_stream};
+use crate::table::{Layout, ROW_GROUP_ROWS, bad, encode};
 
 /// The most bytes of text in a run.
 const RUN_BYTES: usize = 64 << 20;
@@ -57,7 +57,7 @@ impl Run {
     }
 
     /// Adds a row, with `texts` in the order of [`text_columns`].
-    pub(super) fn push(&mut self, checked: &Checked, texts: &[&str]) {
+    pub(super) fn push(&mut self, checked: &Checked, texts: &[String]) {
         self.rows.push(RunRow {
             split_key: checked.foreign_key,
             english_key: checked.english_key,
@@ -69,9 +69,7 @@ impl Run {
             // The cast is exact: a run ends soon after 64 MiB, and a row has a few MiB at most.
             self.ends.push(self.texts.len() as u32);
         }
-        if let Some(signatures) = &checked.signatures {
-            self.signatures.push(*signatures);
-        }
+        self.signatures.extend(checked.signatures);
     }
 
     fn text(&self, row: &RunRow, column: usize) -> &str {
@@ -104,7 +102,7 @@ impl Run {
             page_rows: Some(PAGE_ROWS),
             zstd_level: 1,
         };
-        encode_stream(name, &schema, batches, &layout)
+        encode(name, &schema, batches, &layout)
     }
 
     fn columns(&self, rows: &[RunRow]) -> std::result::Result<Vec<ArrayRef>, arrow::error::ArrowError> {

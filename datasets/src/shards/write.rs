@@ -1,11 +1,10 @@
 //! Step three of the `shard` stage: writes one shard of the assignment.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, DictionaryArray, RecordBatch, StringArray, UInt16Array, UInt64Array};
 use arrow::compute::{concat_batches, interleave};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema};
+use arrow::datatypes::Int32Type;
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::{Progress, SOURCE_KEY, text_columns};
@@ -14,10 +13,7 @@ use crate::manifest::ManifestArtifact;
 use crate::role::{Corpus, Role};
 use crate::rows::row_id;
 use crate::store::Store;
-use crate::table::{
-    Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, ZSTD_LEVEL, bad, encode, texts,
-    u32s, u64s,
-};
+use crate::table::{Layout, Part, StoredTable, bad, encode, shard_facts, texts, u32s, u64s};
 
 /// The shard to write, and its role and metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,20 +53,10 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
     }
     let name = store.describe(&spec.path);
     let batch = gather(spec, &name, &places, &parts)?;
-    let metadata = BTreeMap::from([
-        (SCHEMA_VERSION_KEY.to_owned(), SCHEMA_VERSION.to_owned()),
-        (STAGE_KEY.to_owned(), spec.stage_key.clone()),
-        (ROLE_KEY.to_owned(), spec.role.to_string()),
-    ]);
-    let layout = Layout {
-        dictionary: &["source", "task", "instruction"],
-        statistics: &["id"],
-        metadata: &metadata,
-        page_rows: None,
-        zstd_level: ZSTD_LEVEL,
-    };
+    let metadata = shard_facts(&spec.stage_key, &spec.role);
+    let layout = Layout::of_shard(&["source", "task", "instruction"], &metadata);
     let rows = batch.num_rows() as u64;
-    let content = encode(&name, &batch.schema(), &[batch], &layout)?;
+    let content = encode(&name, &batch.schema(), [Ok(batch)], &layout)?;
     let artifact = ManifestArtifact::of(&spec.path, spec.role.clone(), rows, &content, metadata);
     store.put(&spec.path, content).await?;
     progress(steps, steps);
@@ -149,33 +135,24 @@ fn gather(
     for column in text_columns(spec.corpus) {
         columns.push((column, take(column)?));
     }
-    let fields: Vec<_> =
-        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), false)).collect();
-    let arrays = columns.into_iter().map(|(_, array)| array).collect();
-    let plain = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))?;
+    let batch =
+        |columns: Vec<(&str, ArrayRef)>| RecordBatch::try_from_iter(columns).map_err(|e| bad(name, e.to_string()));
+    let plain = batch(columns.clone())?;
     verify_ids(spec.corpus, name, &plain)?;
-
-    let mut fields = Vec::new();
-    let mut arrays: Vec<ArrayRef> = Vec::new();
-    for (field, array) in plain.schema().fields().iter().zip(plain.columns()) {
-        if field.name() == "task" {
+    match spec.corpus {
+        Corpus::Pairs => {
+            columns.push(("foreign_chars", Arc::new(count_chars(name, &texts(name, &plain, "foreign")?)?)));
+            let sources: DictionaryArray<Int32Type> = order.iter().map(|(part, _)| used[*part].0.as_str()).collect();
+            columns.push(("source", Arc::new(sources)));
+        }
+        Corpus::Instructions => {
             let tasks: DictionaryArray<Int32Type> = texts(name, &plain, "task")?.iter().flatten().collect();
-            fields.push(Field::new("task", tasks.data_type().clone(), false));
-            arrays.push(Arc::new(tasks));
-        } else {
-            fields.push(field.as_ref().clone());
-            arrays.push(Arc::clone(array));
+            if let Some((_, column)) = columns.iter_mut().find(|(name, _)| *name == "task") {
+                *column = Arc::new(tasks);
+            }
         }
     }
-    if spec.corpus == Corpus::Pairs {
-        let foreign = texts(name, &plain, "foreign")?;
-        fields.push(Field::new("foreign_chars", DataType::UInt16, false));
-        arrays.push(Arc::new(count_chars(name, &foreign)?));
-        let sources: DictionaryArray<Int32Type> = order.iter().map(|(part, _)| used[*part].0.as_str()).collect();
-        fields.push(Field::new("source", sources.data_type().clone(), false));
-        arrays.push(Arc::new(sources));
-    }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))
+    batch(columns)
 }
 
 /// Returns for each row of the shard the table that holds it, and its position among the rows read from that table.
@@ -210,12 +187,10 @@ fn verify_ids(corpus: Corpus, name: &str, batch: &RecordBatch) -> Result<()> {
 }
 
 fn count_chars(name: &str, foreign: &StringArray) -> Result<UInt16Array> {
-    let mut chars = Vec::with_capacity(foreign.len());
-    for (row, text) in foreign.iter().flatten().enumerate() {
+    let count = |(row, text): (usize, &str)| {
         let count = text.chars().count();
-        let count =
-            u16::try_from(count).map_err(|_| bad(name, format!("row {row}: {count} characters are too many")))?;
-        chars.push(count);
-    }
-    Ok(chars.into())
+        u16::try_from(count).map_err(|_| bad(name, format!("row {row}: {count} characters are too many")))
+    };
+    let chars: Result<Vec<u16>> = foreign.iter().flatten().enumerate().map(count).collect();
+    chars.map(Into::into)
 }
