@@ -51,45 +51,35 @@ pub(crate) type Signature = [u8; HASHES];
 pub(crate) const SIGNATURE_BYTES: usize = HASHES;
 
 pub(crate) struct Signer {
-    hasher: MinHasher8<as_is::Build>,
+    hasher: MinHasher8<BuildHasherDefault<AsIs>>,
 }
 
-/// The default hasher of gaoya is FNV. Shingles are already hashed, so a hasher that passes them through is faster and
-/// depends on no default.
-mod as_is {
-    use std::hash::{BuildHasher, Hasher};
+/// Hashes keys that are hashes already: those of shingles stay as they are, and those of bands, which are parts of hashes, are
+/// spread by one multiplication. It is faster than the FNV of gaoya, and signatures depend on no default.
+#[derive(Default)]
+struct AsIs(u64);
 
-    #[derive(Clone, Copy)]
-    pub(crate) struct Build;
-
-    pub(crate) struct AsIs(u64);
-
-    impl BuildHasher for Build {
-        type Hasher = AsIs;
-
-        fn build_hasher(&self) -> AsIs {
-            AsIs(0)
-        }
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
     }
 
-    impl Hasher for AsIs {
-        fn finish(&self) -> u64 {
-            self.0
-        }
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 ^= xxh3_64(bytes);
+    }
 
-        fn write(&mut self, bytes: &[u8]) {
-            self.0 ^= xxhash_rust::xxh3::xxh3_64(bytes);
-        }
+    fn write_u32(&mut self, key: u32) {
+        self.0 = u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 
-        fn write_u64(&mut self, hash: u64) {
-            self.0 = hash;
-        }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 }
 
 impl Signer {
     pub(crate) fn new() -> Self {
-        Self { hasher: MinHasher8::new_with_hasher(HASHES, as_is::Build) }
+        Self { hasher: MinHasher8::new_with_hasher(HASHES, BuildHasherDefault::default()) }
     }
 
     /// Returns the signature of a text in its comparison form.
@@ -97,10 +87,7 @@ impl Signer {
         let starts: Vec<usize> = form.char_indices().map(|(at, _)| at).chain(std::iter::once(form.len())).collect();
         let width = SHINGLE.min(starts.len() - 1);
         let shingles = starts.windows(width + 1).map(|w| xxh3_64(&form.as_bytes()[w[0]..w[width]]));
-        let minima = self.hasher.create_signature(shingles);
-        let mut signature = [0; HASHES];
-        signature.copy_from_slice(&minima);
-        signature
+        self.hasher.create_signature(shingles).try_into().expect("a signature has as many minima as hashes")
     }
 }
 
@@ -114,26 +101,8 @@ pub(crate) struct NearIndex {
 /// The rows by their key in one band: the last row of each key, and for each row the one before it with the same key.
 #[derive(Clone, Default)]
 struct Band {
-    last: HashMap<u32, u32, BuildHasherDefault<Spread>>,
+    last: HashMap<u32, u32, BuildHasherDefault<AsIs>>,
     before: Vec<u32>,
-}
-
-/// Spreads keys over a hash table by one multiplication; keys are parts of hashes already.
-#[derive(Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 ^= xxh3_64(bytes);
-    }
-
-    fn write_u32(&mut self, key: u32) {
-        self.0 = u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
 }
 
 impl Band {

@@ -132,18 +132,13 @@ fn really(path: &Path) -> PathBuf {
 }
 
 fn parse(text: &str) -> Result<Root, String> {
-    let Some((scheme, _)) = text.split_once("://") else {
+    let Some((scheme, after)) = text.split_once("://") else {
         return folder(text, Path::new(text));
     };
     let shown = ShownUrl::of(text);
-    let parts: Vec<&str> = text.splitn(2, "://").collect();
-    let after = parts.get(1).copied().unwrap_or_default();
     // In an object store, `?` and `#` are characters of the key.
     let is_place = matches!(scheme, "file" | "http" | "https");
-    let path_part = match is_place {
-        true => after.split(['?', '#']).next().unwrap_or_default(),
-        false => after,
-    };
+    let path_part = if is_place { after.split(['?', '#']).next().unwrap_or_default() } else { after };
     // The parser removes `..` silently. A URL with `..` is hostile or a mistake.
     let decoded = match percent_decoded(path_part) {
         Some(decoded) => decoded,
@@ -209,8 +204,7 @@ fn folder(text: &str, path: &Path) -> Result<Root, String> {
     if text.is_empty() || text.contains('\0') {
         return Err(format!("{text:?} is not a path"));
     }
-    let dots = path.components().any(|part| matches!(part, Component::ParentDir));
-    if dots {
+    if path.components().any(|part| part == Component::ParentDir) {
         return Err(format!("{text}: a job's path may not contain `..`"));
     }
     Ok(Root::Folder(without_dots(path)))

@@ -85,35 +85,13 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
 /// CloudFront, and the usual names of tokens and keys.
 #[must_use]
 pub fn is_credential(name: &str) -> bool {
-    const EXACT: [&str; 27] = [
-        "sig",
-        "se",
-        "st",
-        "sp",
-        "sv",
-        "sr",
-        "spr",
-        "sip",
-        "ske",
-        "skt",
-        "sks",
-        "skv",
-        "skoid",
-        "sktid",
-        "sdd",
-        "srt",
-        "ss",
-        "saoid",
-        "suoid",
-        "scid",
-        "expires",
-        "policy",
-        "key-pair-id",
-        "awsaccesskeyid",
-        "googleaccessid",
-        "ossaccesskeyid",
-        "jwt",
+    // The parameters of Azure's shared access signatures.
+    const AZURE: [&str; 20] = [
+        "sig", "se", "st", "sp", "sv", "sr", "spr", "sip", "ske", "skt", "sks", "skv", "skoid", "sktid", "sdd", "srt",
+        "ss", "saoid", "suoid", "scid",
     ];
+    const EXACT: [&str; 7] =
+        ["expires", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid", "jwt"];
     const WITHIN: [&str; 11] = [
         "signature",
         "token",
@@ -129,7 +107,8 @@ pub fn is_credential(name: &str) -> bool {
     ];
     const BEFORE: [&str; 4] = ["x-amz-", "x-goog-", "x-oss-", "q-sign-"];
     let name = name.to_ascii_lowercase();
-    EXACT.contains(&name.as_str())
+    AZURE.contains(&name.as_str())
+        || EXACT.contains(&name.as_str())
         || WITHIN.iter().any(|part| name.contains(part))
         || BEFORE.iter().any(|prefix| name.starts_with(prefix))
 }

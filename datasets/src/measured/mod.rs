@@ -269,7 +269,7 @@ impl Retrieval {
 mod tests {
     use super::*;
 
-    fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
+    pub(super) fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
         Retrieval { retriever, metric: metric.into(), r1, r5: 0.5, r10: 0.6, mrr: 0.3, mean_rank: 12.34 }
     }
 

@@ -178,23 +178,15 @@ fn markdown_row<'a>(cells: impl Iterator<Item = &'a str>) -> String {
 #[must_use]
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() * 4 / 3);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    let mut groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).collect();
+    groups.reverse();
+    String::from_utf8(groups.join(&b',')).expect("digits are ASCII")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::row;
     use super::*;
-
-    fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
-        Retrieval { retriever, metric: metric.into(), r1, r5: 0.5, r10: 0.6, mrr: 0.3, mean_rank: 12.34 }
-    }
 
     #[test]
     fn a_table_is_aligned_in_a_terminal_and_in_markdown() {
@@ -258,9 +250,6 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1000), "1,000");
-        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -18,72 +18,58 @@ struct Atom {
 }
 
 /// English words for numbers; a word for a tenth of 100 and a digit make a number together.
-const WORDS: [(&str, u32); 41] = [
-    ("zero", 0),
-    ("zeros", 0),
-    ("zeroes", 0),
-    ("secondary", 2),
-    ("one", 1),
-    ("two", 2),
-    ("three", 3),
-    ("four", 4),
-    ("five", 5),
-    ("six", 6),
-    ("seven", 7),
-    ("eight", 8),
-    ("nine", 9),
-    ("ten", 10),
-    ("eleven", 11),
-    ("twelve", 12),
-    ("thirteen", 13),
-    ("fourteen", 14),
-    ("fifteen", 15),
-    ("sixteen", 16),
-    ("seventeen", 17),
-    ("eighteen", 18),
-    ("nineteen", 19),
-    ("twenty", 20),
-    ("thirty", 30),
-    ("forty", 40),
-    ("fifty", 50),
-    ("sixty", 60),
-    ("seventy", 70),
-    ("eighty", 80),
-    ("ninety", 90),
-    ("hundred", 100),
-    ("thousand", 1000),
-    ("first", 1),
-    ("second", 2),
-    ("third", 3),
-    ("fourth", 4),
-    ("fifth", 5),
-    ("once", 1),
-    ("twice", 2),
-    ("double", 2),
+const WORDS: [(u32, &[&str]); 30] = [
+    (0, &["zero", "zeros", "zeroes"]),
+    (1, &["one", "first", "once"]),
+    (2, &["secondary", "two", "second", "twice", "double"]),
+    (3, &["three", "third"]),
+    (4, &["four", "fourth"]),
+    (5, &["five", "fifth"]),
+    (6, &["six"]),
+    (7, &["seven"]),
+    (8, &["eight"]),
+    (9, &["nine"]),
+    (10, &["ten"]),
+    (11, &["eleven"]),
+    (12, &["twelve"]),
+    (13, &["thirteen"]),
+    (14, &["fourteen"]),
+    (15, &["fifteen"]),
+    (16, &["sixteen"]),
+    (17, &["seventeen"]),
+    (18, &["eighteen"]),
+    (19, &["nineteen"]),
+    (20, &["twenty"]),
+    (30, &["thirty"]),
+    (40, &["forty"]),
+    (50, &["fifty"]),
+    (60, &["sixty"]),
+    (70, &["seventy"]),
+    (80, &["eighty"]),
+    (90, &["ninety"]),
+    (100, &["hundred"]),
+    (1000, &["thousand"]),
 ];
 /// Khmer words for numbers, which are found anywhere, because Khmer has no spaces between words.
-const KHMER: [(&str, u32); 21] = [
-    ("គ្មាន", 0),
-    ("សូន្យ", 0),
-    ("មួយ", 1),
-    ("ពីរ", 2),
-    ("ទ្វេ", 2),
-    ("បី", 3),
-    ("ត្រី", 3),
-    ("បួន", 4),
-    ("ប្រាំ", 5),
-    ("ប្រាំមួយ", 6),
-    ("ប្រាំពីរ", 7),
-    ("ប្រាំបី", 8),
-    ("ប្រាំបួន", 9),
-    ("ដប់", 10),
-    ("ម្ភៃ", 20),
-    ("សាមសិប", 30),
-    ("សែសិប", 40),
-    ("ហាសិប", 50),
-    ("ហុកសិប", 60),
-    ("ចិតសិប", 70),
-    ("មួយរយ", 100),
+const KHMER: [(u32, &[&str]); 18] = [
+    (0, &["គ្មាន", "សូន្យ"]),
+    (1, &["មួយ"]),
+    (2, &["ពីរ", "ទ្វេ"]),
+    (3, &["បី", "ត្រី"]),
+    (4, &["បួន"]),
+    (5, &["ប្រាំ"]),
+    (6, &["ប្រាំមួយ"]),
+    (7, &["ប្រាំពីរ"]),
+    (8, &["ប្រាំបី"]),
+    (9, &["ប្រាំបួន"]),
+    (10, &["ដប់"]),
+    (20, &["ម្ភៃ"]),
+    (30, &["សាមសិប"]),
+    (40, &["សែសិប"]),
+    (50, &["ហាសិប"]),
+    (60, &["ហុកសិប"]),
+    (70, &["ចិតសិប"]),
+    (100, &["មួយរយ"]),
 ];
 /// The first three letters of the English months, in their order.
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
@@ -97,8 +83,8 @@ pub fn agree(english: &str, foreign: &str) -> bool {
         return true;
     }
     ours.extend(words(english));
-    let spoken = KHMER.iter().filter(|(word, _)| foreign.contains(word));
-    theirs.extend(spoken.map(|(_, value)| Atom::word(*value)));
+    let spoken = KHMER.iter().filter(|(_, words)| words.iter().any(|word| foreign.contains(word)));
+    theirs.extend(spoken.map(|(value, _)| Atom::word(*value)));
     let found = |one: &Atom, others: &[Atom]| !one.is_required || others.iter().any(|other| one.matches(other));
     ours.iter().all(|atom| found(atom, &theirs)) && theirs.iter().all(|atom| found(atom, &ours))
 }
@@ -145,7 +131,7 @@ fn atoms(token: &Token) -> Vec<Atom> {
 fn words(text: &str) -> Vec<Atom> {
     let lower = text.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
-    let value = |word: &str| WORDS.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+    let value = |word: &str| WORDS.iter().find(|(_, names)| names.contains(&word)).map(|(value, _)| *value);
     let mut found = Vec::new();
     for (at, word) in words.iter().enumerate() {
         found.extend(MONTHS.iter().position(|month| word.starts_with(month)).map(|month| month as u32 + 1));

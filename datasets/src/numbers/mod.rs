@@ -196,22 +196,9 @@ impl Number {
 
 /// Returns the number of a month by its English name, whole or as three letters with or without a point.
 fn month(name: &str) -> Option<Decimal> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
+    let mut months = "January February March April May June July August September October November December".split(' ');
     let name = name.strip_suffix('.').unwrap_or(name);
-    let at = MONTHS.iter().position(|month| *month == name || (name.len() == 3 && month.starts_with(name)))?;
+    let at = months.position(|month| month == name || (name.len() == 3 && month.starts_with(name)))?;
     Decimal::parse(&(at + 1).to_string())
 }
 

@@ -40,8 +40,11 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        let names = units::NAMES.iter().map(|(name, ascii)| ((*name).to_owned(), (*ascii).to_owned()));
-        Self { pattern: units::pattern(), names: names.collect() }
+        let of = |(ascii, spellings): &(&str, &[&str])| {
+            let ascii = (*ascii).to_owned();
+            spellings.iter().map(|name| ((*name).to_owned(), ascii.clone())).collect::<Vec<_>>()
+        };
+        Self { pattern: units::pattern(), names: units::NAMES.iter().flat_map(of).collect() }
     }
 }
 
@@ -183,10 +186,7 @@ impl Token {
             body.extend(at.checked_sub(1).map(|joint| self.joints[joint]));
             body.push_str(&decimal(numeral, None));
         }
-        let (first, last) = match self.money_first {
-            true => (self.unit.as_str(), ""),
-            false => ("", self.unit.as_str()),
-        };
+        let (first, last) = if self.money_first { (self.unit.as_str(), "") } else { ("", self.unit.as_str()) };
         let space = if last.is_empty() || last == "%" || self.is_ordinal() { "" } else { " " };
         let parts = [first, &body, &self.magnitude].into_iter().filter(|part| !part.is_empty());
         format!("{}{space}{last}", parts.collect::<Vec<_>>().join(" "))
@@ -217,10 +217,7 @@ pub(super) fn decimal(numeral: &str, mark: Option<char>) -> String {
         };
     }
     let one_kind = marks[..marks.len() - 1].iter().all(|c| *c == first);
-    match one_kind && first != last && is_point && is_grouped(whole) {
-        true => with_decimals(),
-        false => numeral.to_owned(),
-    }
+    if one_kind && first != last && is_point && is_grouped(whole) { with_decimals() } else { numeral.to_owned() }
 }
 
 /// Returns whether digits are grouped by thousands, or in the Indian way by hundreds above the first thousand.
