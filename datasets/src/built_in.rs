@@ -28,8 +28,5 @@ pub trait BuiltIn: Debug + Send + Sync {
     fn encoder(&self, name: &str, texts: Vec<String>, seed: u64) -> Result<ModelFiles>;
 
     /// Makes the decoder of this name, like [`BuiltIn::encoder`].
-    ///
-    /// # Errors
-    /// [`crate::Error`] where no tokenizer can be learned.
     fn decoder(&self, name: &str, texts: Vec<String>, seed: u64) -> Result<ModelFiles>;
 }

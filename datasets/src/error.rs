@@ -39,5 +39,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Returns the exit code of a program that this error ends. `docs/running.md` documents the codes.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Url { .. } => 2,
+            Self::NotFound { .. } | Self::Content { .. } => 3,
+            Self::Store { .. } => 4,
+        }
+    }
+}
+
 /// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -33,6 +33,9 @@ use open::bad_url;
 pub(crate) use open::without_dots;
 
 /// A place that holds objects: a local folder, or a prefix in an object store. Cheap to clone.
+///
+/// Its methods fail with [`Error::Store`], which has what the store said (disk full, permissions, network), and reading an
+/// object that does not exist with [`Error::NotFound`].
 #[derive(Clone, Debug)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
@@ -113,16 +116,10 @@ impl Store {
     /// [`Error::Url`] when there is no such repository or revision, or nobody may read it; [`Error::Store`] when the Hub
     /// can't be reached.
     pub async fn pinned(url: &str) -> Result<String> {
-        match url.starts_with("hf://") {
-            true => Self::open(url)?.pinned_url().await,
-            false => Ok(url.to_owned()),
-        }
+        if url.starts_with("hf://") { Self::open(url)?.pinned_url().await } else { Ok(url.to_owned()) }
     }
 
     /// Does the same as [`Store::pinned`] for an open store.
-    ///
-    /// # Errors
-    /// Those of [`Store::pinned`].
     pub async fn pinned_url(&self) -> Result<String> {
         #[cfg(feature = "cloud")]
         if let Some(hub) = &self.hub {
@@ -137,9 +134,6 @@ impl Store {
 
     /// Returns the folder on this machine that holds the objects that were read. For an `hf://` URL it is in the Hub's
     /// cache, which [`Store::get`] and [`Store::keep`] fill. The result is `None` for stores that are not local.
-    ///
-    /// # Errors
-    /// Those of [`Store::pinned`].
     pub async fn folder(&self) -> Result<Option<PathBuf>> {
         #[cfg(feature = "cloud")]
         if let Some(hub) = &self.hub {
@@ -153,9 +147,6 @@ impl Store {
     }
 
     /// Downloads an object of an `hf://` URL into the Hub's cache. For other stores it does nothing.
-    ///
-    /// # Errors
-    /// Those of [`Store::get`].
     pub async fn keep(&self, path: &str) -> Result<()> {
         #[cfg(feature = "cloud")]
         if let Some(hub) = &self.hub {
@@ -167,18 +158,12 @@ impl Store {
     }
 
     /// Reads a whole object.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], or [`Error::Store`] with what the store said.
     pub async fn get(&self, path: &str) -> Result<Bytes> {
         let result = self.objects.get(&self.location(path)?).await.map_err(|e| self.failed(path, e))?;
         result.bytes().await.map_err(|e| self.failed(path, e))
     }
 
     /// Reads a part of an object, up to the object's end. The rest is not fetched.
-    ///
-    /// # Errors
-    /// Those of [`Store::get`].
     pub async fn get_range(&self, path: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         let location = self.location(path)?;
         #[cfg(feature = "cloud")]
@@ -190,9 +175,6 @@ impl Store {
     }
 
     /// Returns the metadata of an object, or `None` if it does not exist.
-    ///
-    /// # Errors
-    /// [`Error::Store`] with what the store said.
     pub async fn head(&self, path: &str) -> Result<Option<ObjectInfo>> {
         match self.objects.head(&self.location(path)?).await {
             Ok(meta) => Ok(Some(self.info(&meta))),
@@ -203,9 +185,6 @@ impl Store {
 
     /// Lists all objects under a folder, sorted by path. The empty prefix lists the whole store. An empty result is not
     /// an error.
-    ///
-    /// # Errors
-    /// [`Error::Store`] with what the store said.
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
         let location = self.location(prefix)?;
         let mut tries = LISTING_TRIES;
@@ -226,9 +205,6 @@ impl Store {
     }
 
     /// Writes an object and replaces an existing one. Readers see the old content or the new one, never a part.
-    ///
-    /// # Errors
-    /// [`Error::Store`] with what the store said: disk full, permissions, network.
     pub async fn put(&self, path: &str, content: Bytes) -> Result<()> {
         let payload = PutPayload::from_bytes(content);
         self.objects.put(&self.location(path)?, payload).await.map_err(|e| self.failed(path, e))?;
@@ -236,9 +212,6 @@ impl Store {
     }
 
     /// Writes an object unless it exists. Of any number of writers, exactly one gets [`Created::Written`].
-    ///
-    /// # Errors
-    /// [`Error::Store`] with what the store said.
     pub async fn create(&self, path: &str, content: Bytes) -> Result<Created> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let payload = PutPayload::from_bytes(content);
@@ -250,9 +223,6 @@ impl Store {
     }
 
     /// Removes an object. A missing object is not an error.
-    ///
-    /// # Errors
-    /// [`Error::Store`] with what the store said.
     pub async fn delete(&self, path: &str) -> Result<()> {
         match self.objects.delete(&self.location(path)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),

@@ -52,9 +52,6 @@ impl Store {
 
     /// Does the same as [`Store::open`], with the given options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`)
     /// instead of the environment.
-    ///
-    /// # Errors
-    /// Those of [`Store::open`].
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         check_whole(url)?;
         match url.split_once("://") {
@@ -97,9 +94,6 @@ impl Store {
     }
 
     /// Does the same as [`Store::open_object`], with options as in [`Store::open_with`].
-    ///
-    /// # Errors
-    /// Those of [`Store::open_object`].
     pub fn open_object_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<(Self, String)> {
         check_whole(url)?;
         let address = without_query(url);
@@ -115,10 +109,7 @@ impl Store {
         if name.is_empty() {
             return Err(bad_url(url, "is a folder; name one file in it"));
         }
-        let store = match is_web(url) {
-            true => Self::open_web_file(url, parent)?,
-            false => Self::open_with(parent, options)?,
-        };
+        let store = if is_web(url) { Self::open_web_file(url, parent)? } else { Self::open_with(parent, options)? };
         Ok((store, object_name(url)))
     }
 

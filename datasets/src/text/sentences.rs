@@ -40,9 +40,6 @@ impl Splitter {
     }
 
     /// Returns a splitter by `rules`.
-    ///
-    /// # Errors
-    /// The fault of the pattern.
     pub fn by(rules: &SentenceRules) -> Result<Self, String> {
         let end = Regex::new(&rules.end).map_err(|error| format!("the end of a sentence: {error}"))?;
         Ok(Self { most: rules.most, end })

@@ -118,11 +118,7 @@ impl Client {
     }
 
     fn file_address(&self, repo: &RepoName, path: &str) -> Result<String> {
-        let (kind, id, revision) = match repo.kind {
-            super::name::RepoKind::Model => ("", repo.id(), repo.revision()),
-            super::name::RepoKind::Dataset => ("datasets/", repo.id(), repo.revision()),
-        };
-        let base = format!("{}/{kind}{id}/resolve/{}/", self.settings.endpoint, revision.replace('/', "%2F"));
+        let base = format!("{}/resolve/{}/", page(repo, &self.settings), repo.revision().replace('/', "%2F"));
         let wrong = |e: String| Error::Url { url: describe(repo, path), reason: e };
         let mut address = Url::parse(&base).map_err(|e| wrong(format!("{base}: {e}")))?;
         let mut segments = address.path_segments_mut().map_err(|()| wrong(format!("{base} is not a web address")))?;
@@ -225,6 +221,11 @@ impl FileInfo {
     }
 }
 
+/// Returns the address of a repository on the Hub.
+fn page(repo: &RepoName, settings: &Settings) -> String {
+    format!("{}/{}{}", settings.endpoint, repo.kind.prefix(), repo.id())
+}
+
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
@@ -246,10 +247,7 @@ fn refused(response: &Response, repo: &RepoName, path: &str, settings: &Settings
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let status = response.status();
     let (code, said) = (header("x-error-code").unwrap_or_default(), header("x-error-message").unwrap_or_default());
-    let page = match repo.kind {
-        super::name::RepoKind::Model => format!("{}/{}", settings.endpoint, repo.id()),
-        super::name::RepoKind::Dataset => format!("{}/datasets/{}", settings.endpoint, repo.id()),
-    };
+    let page = page(repo, settings);
     let token = match settings.token {
         Some(_) => "give HF_TOKEN a token of an account that may read it (the one that is set may not)",
         None => "set HF_TOKEN (or run `hf auth login`) to a token of an account that may read it",

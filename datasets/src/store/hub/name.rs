@@ -26,6 +26,14 @@ impl RepoKind {
             Self::Dataset => "datasets",
         }
     }
+
+    /// Returns what precedes the owner in addresses.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
 }
 
 impl RepoName {
@@ -86,11 +94,7 @@ impl RepoName {
 
 impl fmt::Display for RepoName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            RepoKind::Model => "",
-            RepoKind::Dataset => "datasets/",
-        };
-        write!(f, "hf://{kind}{}", self.id())?;
+        write!(f, "hf://{}{}", self.kind.prefix(), self.id())?;
         match &self.revision {
             Some(revision) if revision.starts_with("refs/") => write!(f, "@{revision}"),
             Some(revision) => write!(f, "@{}", revision.replace('/', "%2F")),
