@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use llink_datasets::clean::Rules;
@@ -35,6 +36,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let store = Store::open(folder)?;
     let silent = |_, _| {};
+    let step = |started: Instant, counts: BTreeMap<String, u64>, warnings: Vec<String>| {
+        let seconds = started.elapsed().as_secs_f64();
+        json!({"seconds": seconds, "peak_rss_mib": peak_mib(), "counts": counts, "warnings": warnings})
+    };
 
     let began = Instant::now();
     let spec = CleanSpec {
@@ -51,12 +56,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let cleaned = clean_source(&spec, &store, "cleaned.parquet", &silent).await?;
     let rows = cleaned.counts["rows"];
-    let clean_step = json!({
-        "seconds": began.elapsed().as_secs_f64(),
-        "peak_rss_mib": peak_mib(),
-        "counts": cleaned.counts,
-        "warnings": cleaned.warnings,
-    });
+    let clean_step = step(began, cleaned.counts, cleaned.warnings);
 
     let started = Instant::now();
     let paths: Vec<String> = cleaned.artifacts.into_iter().map(|a| a.path).collect();
@@ -70,12 +70,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         pairs: None,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
-    let split_step = json!({
-        "seconds": started.elapsed().as_secs_f64(),
-        "peak_rss_mib": peak_mib(),
-        "counts": split.counts,
-        "warnings": split.warnings,
-    });
+    let split_step = step(started, split.counts, split.warnings);
 
     let started = Instant::now();
     // Shards are written independently, as by the workers of a job.

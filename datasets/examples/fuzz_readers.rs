@@ -3,6 +3,11 @@
 //!
 //!     cargo run --release -p llink-datasets --example fuzz_readers -- SECONDS [INPUTS [SEED [READER…]]]
 
+#[path = "../tests/support/pack.rs"]
+mod pack;
+#[path = "../benches/support/mod.rs"]
+mod support;
+
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,11 +21,12 @@ use llink_datasets::store::Store;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::ZstdLevel;
 use parquet::file::properties::WriterProperties;
+use support::peak_mib;
 
 /// The time limit for one input of a few hundred bytes, with room for a busy machine.
 const LONGEST: Duration = Duration::from_secs(20);
 /// The memory limit: a piece of a file, decoded, and the buffers of a decoder (xz up to 160 MiB, zstd 128 MiB).
-const MOST_KIB: u64 = 768 << 10;
+const MOST_MIB: u64 = 768;
 
 const TSV: &str = "\u{FEFF}A fish.\tត្រី\r\nA cow.\tគោ\n";
 const JSONL: &str = "{\"english\":\"A fish.\",\"foreign\":\"ត្រី\"}\n{\"english\":\"A cow.\",\"foreign\":\"\\u1782\"}\n";
@@ -100,13 +106,6 @@ fn parquet_seed(compression: parquet::basic::Compression) -> Result<Vec<u8>, Box
     Ok(content)
 }
 
-/// Returns the most memory that the process has held, in KiB.
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-}
-
 /// A reader with its seed inputs.
 struct Case {
     name: &'static str,
@@ -118,22 +117,15 @@ struct Case {
 
 fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
     use parquet::basic::Compression as C;
-    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gz.write_all(TSV.as_bytes())?;
-    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
-    xz.write_all(TSV.as_bytes())?;
-    let zst = zstd::encode_all(TSV.as_bytes(), 3)?;
-    let mut bz2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
-    bz2.write_all(TSV.as_bytes())?;
     let wide: Vec<u8> = TSV.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let none = Compression::None;
     let zstd = C::ZSTD(ZstdLevel::try_new(3)?);
     let pairs = [
         ("tsv", Format::Tsv, none, TSV.into()),
-        ("tsv.gz", Format::Tsv, Compression::Gzip, gz.finish()?),
-        ("tsv.zst", Format::Tsv, Compression::Zstd, zst),
-        ("tsv.xz", Format::Tsv, Compression::Xz, xz.finish()?),
-        ("tsv.bz2", Format::Tsv, Compression::Bzip2, bz2.finish()?),
+        ("tsv.gz", Format::Tsv, Compression::Gzip, pack::gz(TSV)),
+        ("tsv.zst", Format::Tsv, Compression::Zstd, pack::zst(TSV)),
+        ("tsv.xz", Format::Tsv, Compression::Xz, pack::xz(TSV)),
+        ("tsv.bz2", Format::Tsv, Compression::Bzip2, pack::bz2(TSV)),
         ("tsv.wide", Format::Tsv, none, wide),
         ("jsonl", Format::Jsonl, none, JSONL.into()),
         ("moses", Format::Moses, none, "A fish.\nA cow.\n".into()),
@@ -142,18 +134,10 @@ fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
         ("parquet.plain", Format::Parquet, none, parquet_seed(C::UNCOMPRESSED)?),
         ("parquet.zstd", Format::Parquet, none, parquet_seed(zstd)?),
     ];
-    let mut cases: Vec<Case> = pairs
-        .into_iter()
-        .map(|(name, format, compression, content)| Case { name, corpus: Corpus::Pairs, format, compression, content })
-        .collect();
-    cases.push(Case {
-        name: "instructions",
-        corpus: Corpus::Instructions,
-        format: Format::Jsonl,
-        compression: none,
-        content: INSTRUCTIONS.into(),
-    });
-    Ok(cases)
+    let case = |corpus, (name, format, compression, content)| Case { name, corpus, format, compression, content };
+    let instructions = ("instructions", Format::Jsonl, none, INSTRUCTIONS.into());
+    let pairs = pairs.into_iter().map(|pair| case(Corpus::Pairs, pair));
+    Ok(pairs.chain([case(Corpus::Instructions, instructions)]).collect())
 }
 
 /// The input that is being read: its number, for the watcher, and its bytes, for the saved file.
@@ -181,9 +165,9 @@ impl Now {
             if number != seen {
                 (seen, since) = (number, Instant::now());
             }
-            let peak = peak_kib();
-            if since.elapsed() > LONGEST || peak > MOST_KIB {
-                self.save(&format!("input {number} takes too long or too much memory ({peak} KiB)"));
+            let peak = peak_mib();
+            if since.elapsed() > LONGEST || peak > MOST_MIB {
+                self.save(&format!("input {number} takes too long or too much memory ({peak} MiB)"));
                 std::process::exit(1);
             }
         }
@@ -248,11 +232,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         println!(
             "{:13} {inputs:>9} inputs in {:.0} s, {refused:>9} refused as a whole, {} of them by a panic that was caught, \
-             slowest {slowest:?}, peak {} KiB",
+             slowest {slowest:?}, peak {} MiB",
             case.name,
             began.elapsed().as_secs_f64(),
             panics.swap(0, Ordering::Relaxed),
-            peak_kib()
+            peak_mib()
         );
     }
     Ok(())

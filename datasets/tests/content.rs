@@ -2,46 +2,23 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "support/pack.rs"]
+mod pack;
 
-use std::io::Write;
-
-use bytes::Bytes;
-use common::{assert_sums, clean, sample_spec, source_spec};
+use common::{beside, clean, files, put, read, sample_spec};
 use llink_datasets::Result;
-use llink_datasets::pairs::read_pairs;
-use llink_datasets::read::{Columns, Lines, Source};
+use llink_datasets::read::{Columns, Languages, Lines, Source};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{CleanSpec, Cleaned};
-use llink_datasets::store::Store;
-
-const PLACE: &str = "memory://content";
+use llink_datasets::shards::Cleaned;
+use pack::{bz2, gz, zst};
 
 type Rows = Vec<(String, String)>;
 
-async fn put(name: &str, content: &[u8]) -> Source {
-    let store = Store::open(PLACE).unwrap();
-    store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
-    Source::named(&format!("{PLACE}/{name}"))
-}
-
-/// Returns the kept rows sorted by English, and what was reported of the others.
-async fn read(source: Source) -> Result<(Rows, Cleaned)> {
-    let store = Store::open(PLACE).unwrap();
-    let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
-    let spec = CleanSpec { source, ..source_spec(Corpus::Pairs, "") };
-    let cleaned = clean(&store, &spec, &out).await?;
-    assert_sums(&cleaned.counts, &["kept"]);
-    let table = read_pairs(&out, store.get(&out).await.unwrap()).unwrap();
-    let mut rows: Rows = table.english.into_iter().zip(table.foreign).collect();
-    rows.sort();
-    Ok((rows, cleaned))
-}
-
-async fn read_named(name: &str, content: &[u8]) -> Result<(Rows, Cleaned)> {
+async fn read_named(name: &str, content: impl AsRef<[u8]>) -> Result<(Rows, Cleaned)> {
     read(put(name, content).await).await
 }
 
-async fn refusal(name: &str, content: &[u8]) -> String {
+async fn refusal(name: &str, content: impl AsRef<[u8]>) -> String {
     read_named(name, content).await.unwrap_err().to_string()
 }
 
@@ -76,25 +53,13 @@ fn utf16(text: &str, to_bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
     text.encode_utf16().flat_map(to_bytes).collect()
 }
 
-fn gz(content: &[u8]) -> Vec<u8> {
-    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gz.write_all(content).unwrap();
-    gz.finish().unwrap()
-}
-
-fn bz2(content: &[u8]) -> Vec<u8> {
-    let mut bz2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
-    bz2.write_all(content).unwrap();
-    bz2.finish().unwrap()
-}
-
 #[tokio::test]
 async fn a_name_that_lies_about_the_compression_is_overruled_and_reported() {
     for (name, content, said) in [
-        ("lost.tsv", gz(TSV.as_bytes()), "is gzip"),
-        ("lost.tmx", gz(memory("", &SEGMENTS).as_bytes()), "is gzip"),
-        ("other.tsv.gz", bz2(TSV.as_bytes()), "is bzip2"),
-        ("other.jsonl.xz", zstd::encode_all(JSONL.as_bytes(), 1).unwrap(), "is zstd"),
+        ("lost.tsv", gz(TSV), "is gzip"),
+        ("lost.tmx", gz(memory("", &SEGMENTS)), "is gzip"),
+        ("other.tsv.gz", bz2(TSV), "is bzip2"),
+        ("other.jsonl.xz", zst(JSONL), "is zstd"),
         ("unpacked.tsv.gz", TSV.as_bytes().to_vec(), "is not compressed"),
         ("unpacked.jsonl.zst", utf16(&format!("\u{FEFF}{JSONL}"), u16::to_le_bytes), "is not compressed"),
     ] {
@@ -103,7 +68,7 @@ async fn a_name_that_lies_about_the_compression_is_overruled_and_reported() {
         let [note] = cleaned.warnings.as_slice() else { panic!("{name}: {:?}", cleaned.warnings) };
         assert!(note.contains(name) && note.contains(said), "{note}");
     }
-    let (_, cleaned) = read_named("honest.tsv.gz", &gz(TSV.as_bytes())).await.unwrap();
+    let (_, cleaned) = read_named("honest.tsv.gz", gz(TSV)).await.unwrap();
     assert_eq!(cleaned.warnings, [""; 0]);
 }
 
@@ -117,9 +82,9 @@ async fn what_holds_no_lines_is_named_with_what_to_do() {
     };
     for (name, content, said, advice) in [
         ("a.tsv", b"PK\x03\x04rest".to_vec(), "zip archive", "unpack"),
-        ("a.tsv.gz", gz(&tar("pairs.tsv")), "tar archive", "unpack"),
+        ("a.tsv.gz", gz(tar("pairs.tsv")), "tar archive", "unpack"),
         ("a.tsv", b"7z\xBC\xAF\x27\x1C\0\x04".to_vec(), "7z archive", "unpack"),
-        ("a.tsv.gz", gz(&gz(TSV.as_bytes())), "compressed twice", "unpack it once"),
+        ("a.tsv.gz", gz(gz(TSV)), "compressed twice", "unpack it once"),
         ("a.tsv", b"%PDF-1.7\n".to_vec(), "PDF", "extracted"),
         ("a.jsonl", b"<!DOCTYPE html><html><body>Log in</body></html>".to_vec(), "web page", "fetch the file"),
         (
@@ -128,7 +93,7 @@ async fn what_holds_no_lines_is_named_with_what_to_do() {
             "Git LFS pointer",
             "git lfs pull",
         ),
-        ("a.parquet", gz(TSV.as_bytes()), "is gzip and not Parquet", "unpack it"),
+        ("a.parquet", gz(TSV), "is gzip and not Parquet", "unpack it"),
     ] {
         let text = refusal(name, &content).await;
         assert!(text.contains(name) && text.contains(said) && text.contains(advice), "{said}: {text}");
@@ -137,15 +102,14 @@ async fn what_holds_no_lines_is_named_with_what_to_do() {
 
 #[tokio::test]
 async fn parquet_of_another_name_is_read_as_the_advice_says() {
-    let store = Store::open(PLACE).unwrap();
-    let made = clean(&store, &sample_spec(Corpus::Pairs, 50, 1), "made.parquet").await.unwrap();
-    let table = store.get(&made.artifacts[0].path).await.unwrap();
+    clean(&files(), &sample_spec(Corpus::Pairs, 50, 1), "made.parquet").await.unwrap();
+    let table = files().get("made.parquet").await.unwrap();
     let text = refusal("table.tsv", &table).await;
     assert!(text.contains("Parquet") && text.contains("format = \"parquet\""), "{text}");
     let advised = Source {
         format: Some("parquet".parse().unwrap()),
         columns: Columns { english: "english".into(), foreign: "foreign".into() },
-        ..put("table.tsv", &table).await
+        ..put("table.tsv", table).await
     };
     assert_eq!(read(advised).await.unwrap().1.counts["kept"], 50);
 }
@@ -164,7 +128,7 @@ async fn utf16_is_read_in_every_format_with_a_mark_and_without() {
             utf16(&marked, u16::to_be_bytes),
             utf16(&text, u16::to_le_bytes),
             utf16(&text, u16::to_be_bytes),
-            gz(&utf16(&marked, u16::to_le_bytes)),
+            gz(utf16(&marked, u16::to_le_bytes)),
             // The declaration says UTF-16 and the content is UTF-8, as `iconv` leaves it.
             text.clone().into_bytes(),
             marked.clone().into_bytes(),
@@ -173,10 +137,10 @@ async fn utf16_is_read_in_every_format_with_a_mark_and_without() {
             assert_eq!(rows, expected(), "{name}");
         }
     }
-    let moses = Source {
-        foreign_url: Some(put("wide.km", &utf16("\u{FEFF}ទន្លេ\r\nទូក\r\nអង្ករ", u16::to_le_bytes)).await.url),
-        ..put("wide.en", b"\xEF\xBB\xBFA river.\nA boat.\nRice.\n").await
-    };
+    let moses = beside(
+        put("wide.en", b"\xEF\xBB\xBFA river.\nA boat.\nRice.\n").await,
+        put("wide.km", utf16("\u{FEFF}ទន្លេ\r\nទូក\r\nអង្ករ", u16::to_le_bytes)).await,
+    );
     assert_eq!(read(moses).await.unwrap().0, expected());
 }
 
@@ -196,7 +160,7 @@ async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
     use encoding_rs::{GB18030, SHIFT_JIS, WINDOWS_1252};
     let prolog = |name: &str| format!("<?xml version=\"1.0\" encoding=\"{name}\"?>\n");
     let no_encoding = memory("<?xml version=\"1.0\"?>\n<!DOCTYPE tmx SYSTEM \"tmx14.dtd\">\n", &SEGMENTS);
-    assert_eq!(read_named("none.tmx", no_encoding.as_bytes()).await.unwrap().0, expected());
+    assert_eq!(read_named("none.tmx", &no_encoding).await.unwrap().0, expected());
 
     let french = [("The café.", "Le café où l’on va."), ("Summer.", "L’été.")];
     let japanese = [("A river.", "川"), ("Rice.", "ご飯")];
@@ -218,9 +182,10 @@ async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
     }
     // Programs that convert such a file leave its declaration unchanged.
     let converted = memory(&prolog("iso-8859-1"), &SEGMENTS);
-    let (rows, cleaned) = read_named("converted.tmx", converted.as_bytes()).await.unwrap();
+    let (rows, cleaned) = read_named("converted.tmx", &converted).await.unwrap();
     assert_eq!(rows, expected());
-    assert!(cleaned.warnings[0].contains("read as UTF-8"), "{:?}", cleaned.warnings);
+    let [note] = cleaned.warnings.as_slice() else { panic!("{:?}", cleaned.warnings) };
+    assert!(note.contains("iso-8859-1") && note.contains("read as UTF-8"), "{note}");
 
     // An unknown encoding is refused, and the file is read after the advice is followed.
     let mut foreign = memory(&prolog("IBM850"), &[("A café", "x")]).into_bytes();
@@ -229,7 +194,7 @@ async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
     let text = refusal("unknown.tmx", &foreign).await;
     assert!(text.contains("iconv -f IBM850 -t UTF-8"), "{text}");
     let advised = memory(&prolog("IBM850"), &[("A café", "x")]);
-    assert_eq!(read_named("unknown.tmx", advised.as_bytes()).await.unwrap().0, pairs(&[("A café", "x")]));
+    assert_eq!(read_named("unknown.tmx", &advised).await.unwrap().0, pairs(&[("A café", "x")]));
 }
 
 #[tokio::test]
@@ -245,7 +210,7 @@ async fn inline_elements_wrap_text_unless_tmx_says_that_they_hold_code() {
         ("A <![CDATA[<b>fish</b> & more]]> &amp; &#x17A0;.", "A <b>fish</b> & more & ហ."),
     ] {
         let content = memory("", &[(segment, "ទន្លេ")]);
-        let (rows, _) = read_named("inline.tmx", content.as_bytes()).await.unwrap();
+        let (rows, _) = read_named("inline.tmx", &content).await.unwrap();
         assert_eq!(rows, pairs(&[(text, "ទន្លេ")]), "{segment}");
     }
 }
@@ -255,20 +220,17 @@ async fn carriage_returns_end_lines_where_there_are_no_line_feeds() {
     for (name, text) in [("mac.tsv", TSV), ("mac.jsonl", JSONL)] {
         for end in ["", "\n"] {
             let content = format!("{}{end}", text.replace('\n', "\r"));
-            let (rows, cleaned) = read_named(name, content.as_bytes()).await.unwrap();
+            let (rows, cleaned) = read_named(name, &content).await.unwrap();
             assert_eq!(rows, expected(), "{name}");
             assert!(cleaned.warnings[0].contains("carriage returns"), "{:?}", cleaned.warnings);
         }
     }
-    let moses = Source {
-        foreign_url: Some(put("mac.km", "ទន្លេ\rទូក\rអង្ករ\r".as_bytes()).await.url),
-        ..put("mac.en", b"A river.\r\nA boat.\r\nRice.\r\n").await
-    };
+    let moses = beside(put("mac.en", b"A river.\r\nA boat.\r\nRice.\r\n").await, put("mac.km", "ទន្លេ\rទូក\rអង្ករ\r").await);
     let (rows, cleaned) = read(moses).await.unwrap();
     assert_eq!(rows, expected());
     assert!(matches!(cleaned.warnings.as_slice(), [one] if one.contains("mac.km")), "{:?}", cleaned.warnings);
     // Beside line feeds, a carriage return is part of its line.
-    let (rows, _) = read_named("mixed.tsv", "A\rriver.\tទន្លេ\nA boat.\tទូក\r\nRice.\tអង្ករ".as_bytes()).await.unwrap();
+    let (rows, _) = read_named("mixed.tsv", "A\rriver.\tទន្លេ\nA boat.\tទូក\r\nRice.\tអង្ករ").await.unwrap();
     assert_eq!(rows, expected());
 }
 
@@ -280,50 +242,50 @@ async fn json_is_read_as_python_writes_it() {
         "\u{FEFF}{\"english\":\"A boat.\",\"foreign\":\"ទូក\",\"score\":-Infinity,\"id\":1e400}",
         "{\"english\":\"Rice.\",\"foreign\":\"អង្ករ\",\"meta\":\"cut emoji \\ud83d\"}",
     ];
-    let (rows, cleaned) = read_named("python.jsonl", lines.join("\r\n").as_bytes()).await.unwrap();
+    let (rows, cleaned) = read_named("python.jsonl", lines.join("\r\n")).await.unwrap();
     assert_eq!((rows, cleaned.counts["rows"]), (expected(), 3));
 
     let array = "[{\"english\": \"A river.\", \"foreign\": \"ទន្លេ\"}]";
-    let text = refusal("array.jsonl", array.as_bytes()).await;
+    let text = refusal("array.jsonl", &array).await;
     assert!(text.contains("array") && text.contains("jq -c '.[]'"), "{text}");
     let pretty = "{\n  \"english\": \"A river.\",\n  \"foreign\": \"ទន្លេ\"\n}\n";
-    let text = refusal("pretty.jsonl", pretty.as_bytes()).await;
+    let text = refusal("pretty.jsonl", &pretty).await;
     assert!(text.contains("several lines") && text.contains("jq -c ."), "{text}");
 }
 
 #[tokio::test]
 async fn warnings_name_the_side_at_fault_and_what_is_there_instead() {
-    let moses = Source {
-        foreign_url: Some(put("side.km", b"\xE1\x9E\x91\n\nx\xFF\n\xE1\x9E\x91\xE1\x9E\x91\n").await.url),
-        ..put("side.en", b"A river.\nA boat.\nRice.\n \n").await
-    };
+    let moses = beside(
+        put("side.en", b"A river.\nA boat.\nRice.\n \n").await,
+        put("side.km", b"\xE1\x9E\x91\n\nx\xFF\n\xE1\x9E\x91\xE1\x9E\x91\n").await,
+    );
     let (_, cleaned) = read(moses).await.unwrap();
     assert_eq!(
         cleaned.warnings,
         [
-            "memory://content/side.km:2: empty_foreign",
-            "memory://content/side.km:3: broken_utf8",
-            "memory://content/side.en:4: empty_english",
+            "memory://files/side.km:2: empty_foreign",
+            "memory://files/side.km:3: broken_utf8",
+            "memory://files/side.en:4: empty_english",
         ]
     );
 
     let lines = format!("{JSONL}{{\"translation\":{{\"en\":\"a\",\"km\":\"b\"}},\"id\":1}}\n");
-    let (_, cleaned) = read_named("keys.jsonl", lines.as_bytes()).await.unwrap();
+    let (_, cleaned) = read_named("keys.jsonl", &lines).await.unwrap();
     let expected = "keys.jsonl:4: missing_column (no text under `english`, it has id, translation.en, translation.km)";
     assert!(cleaned.warnings[0].ends_with(expected), "{:?}", cleaned.warnings);
     // The named keys work.
     let advised = Source {
         columns: Columns { english: "translation.en".into(), foreign: "translation.km".into() },
-        ..put("keys.jsonl", lines.as_bytes()).await
+        ..put("keys.jsonl", &lines).await
     };
     assert_eq!(read(advised).await.unwrap().0, pairs(&[("a", "b")]));
 
-    let (_, cleaned) = read_named("commas.tsv", format!("{TSV}A cow.,គោ\n").as_bytes()).await.unwrap();
+    let (_, cleaned) = read_named("commas.tsv", format!("{TSV}A cow.,គោ\n")).await.unwrap();
     assert!(cleaned.warnings[0].ends_with("missing_column (no tab is in it)"), "{:?}", cleaned.warnings);
     let other = memory("", &SEGMENTS).replace("km-KH", "fr");
     let source = Source {
-        languages: llink_datasets::read::Languages { english: "en".to_owned(), foreign: Some("km".to_owned()) },
-        ..put("other.tmx", other.as_bytes()).await
+        languages: Languages { english: "en".to_owned(), foreign: Some("km".to_owned()) },
+        ..put("other.tmx", &other).await
     };
     let text = read(source).await.unwrap_err().to_string();
     assert!(text.contains("the unit has EN-GB, fr"), "{text}");
@@ -335,13 +297,13 @@ async fn latin1_text_is_named_and_read_once_it_is_converted() {
     let (latin1, ..) = encoding_rs::WINDOWS_1252.encode(text);
     let said = refusal("latin.tsv", &latin1).await;
     assert!(said.contains("2 broken_utf8") && said.contains("iconv -f WINDOWS-1252 -t UTF-8"), "{said}");
-    let (rows, _) = read_named("latin.tsv", text.as_bytes()).await.unwrap();
+    let (rows, _) = read_named("latin.tsv", &text).await.unwrap();
     assert_eq!(rows.len(), 2);
 }
 
 #[tokio::test]
 async fn a_source_is_called_as_its_label_says() {
-    let labelled = Source { label: Some("a/train.tsv".to_owned()), ..put("train.tsv", TSV.as_bytes()).await };
+    let labelled = Source { label: Some("a/train.tsv".to_owned()), ..put("train.tsv", TSV).await };
     let (_, cleaned) = read(labelled).await.unwrap();
     assert_eq!(cleaned.artifacts[0].metadata["llink.source"], "a/train.tsv");
 }
@@ -355,7 +317,7 @@ async fn lines_for_other_uses_are_read_alike() {
         }
         found
     };
-    let source = put("lines.txt.gz", &gz(b"\xEF\xBB\xBFone\r\ncaf\xE9\n\xE1\x9E\x91")).await;
+    let source = put("lines.txt.gz", gz(b"\xEF\xBB\xBFone\r\ncaf\xE9\n\xE1\x9E\x91")).await;
     let expected = [Ok("one".to_owned()), Err("broken_utf8".to_owned()), Ok("ទ".to_owned())];
     assert_eq!(all(Lines::of_text(&source.url).await.unwrap()).await, expected);
     let array = put("array.json", b"[{\"text\": \"a\"}]").await;

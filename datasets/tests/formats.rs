@@ -2,47 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
+#[path = "support/pack.rs"]
+mod pack;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use bytes::Bytes;
-use common::{assert_sums, clean, source_spec};
+use common::{beside, cleaned, put, read, source_spec};
 use llink_datasets::Result;
 use llink_datasets::instructions::read_instructions;
-use llink_datasets::pairs::read_pairs;
 use llink_datasets::read::{Columns, Compression, Languages, Source};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{CleanSpec, Cleaned};
-use llink_datasets::store::Store;
+use llink_datasets::shards::CleanSpec;
+use pack::{bz2, gz, xz, zst};
 use parquet::arrow::ArrowWriter;
 
-const PLACE: &str = "memory://formats";
-
-async fn put(name: &str, content: &[u8]) -> String {
-    let store = Store::open(PLACE).unwrap();
-    store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
-    format!("{PLACE}/{name}")
-}
-
-async fn cleaned(source: Source, corpus: Corpus) -> Result<(Cleaned, String)> {
-    let store = Store::open(PLACE).unwrap();
-    let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
-    let spec = CleanSpec { source, ..source_spec(corpus, "") };
-    let cleaned = clean(&store, &spec, &out).await?;
-    assert_sums(&cleaned.counts, &["kept"]);
-    Ok((cleaned, out))
-}
-
 async fn rows(source: Source) -> Result<Vec<(String, String)>> {
-    let (_, out) = cleaned(source, Corpus::Pairs).await?;
-    let content = Store::open(PLACE).unwrap().get(&out).await.unwrap();
-    let table = read_pairs(&out, content).unwrap();
-    let mut rows: Vec<_> = table.english.into_iter().zip(table.foreign).collect();
-    rows.sort();
-    Ok(rows)
+    Ok(read(source).await?.0)
 }
 
 fn expected() -> Vec<(String, String)> {
@@ -58,86 +35,63 @@ const TMX: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 </body></tmx>
 "#;
 
-fn gz(content: &[u8]) -> Vec<u8> {
-    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    gz.write_all(content).unwrap();
-    gz.finish().unwrap()
-}
-
-fn xz(content: &[u8]) -> Vec<u8> {
-    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
-    xz.write_all(content).unwrap();
-    xz.finish().unwrap()
-}
-
-fn bz2(content: &[u8]) -> Vec<u8> {
-    let mut bz2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
-    bz2.write_all(content).unwrap();
-    bz2.finish().unwrap()
-}
-
 #[tokio::test]
 async fn every_format_and_compression_gives_the_same_rows() {
     let jsonl = r#"{"translation":{"en":"A fish.","km":"ត្រី"}}
 {"translation":{"en":"A cow & a calf.","km":"គោ <១>"}}"#;
     let named = Columns { english: "translation.en".into(), foreign: "translation.km".into() };
     for (name, content) in [("t.tsv", TSV), ("t.jsonl", jsonl), ("t.tmx", TMX)] {
-        let zst = zstd::encode_all(content.as_bytes(), 3).unwrap();
         for (ending, packed) in [
-            ("", content.as_bytes().to_vec()),
-            (".gz", gz(content.as_bytes())),
-            (".zst", zst),
-            (".xz", xz(content.as_bytes())),
-            (".bz2", bz2(content.as_bytes())),
+            ("", content.into()),
+            (".gz", gz(content)),
+            (".zst", zst(content)),
+            (".xz", xz(content)),
+            (".bz2", bz2(content)),
         ] {
-            let url = put(&format!("{name}{ending}"), &packed).await;
             let columns = if name == "t.jsonl" { named.clone() } else { Columns::default() };
-            let source = Source { columns, ..Source::named(&url) };
+            let source = Source { columns, ..put(&format!("{name}{ending}"), packed).await };
             assert_eq!(rows(source).await.unwrap(), expected(), "{name}{ending}");
         }
     }
-    let url = put("no-ending", &xz(TSV.as_bytes())).await;
-    let source =
-        Source { format: Some("tsv".parse().unwrap()), compression: Some(Compression::Xz), ..Source::named(&url) };
+    let (format, compression) = (Some("tsv".parse().unwrap()), Some(Compression::Xz));
+    let source = Source { format, compression, ..put("no-ending", xz(TSV)).await };
     assert_eq!(rows(source).await.unwrap(), expected(), "said and not inferred");
 }
 
 #[tokio::test]
 async fn moses_files_are_read_in_step_and_unaligned_ones_are_refused() {
-    let english = put("m.en.gz", &gz(b"\xEF\xBB\xBFA fish.\r\nA cow & a calf.\nbroken \xFF\n")).await;
-    let foreign = put("m.km", "ត្រី\nគោ <១>\nx\n".as_bytes()).await;
-    let moses = |foreign: String| Source { foreign_url: Some(foreign), ..Source::named(&english) };
-    assert_eq!(rows(moses(foreign)).await.unwrap(), expected());
-    let short = put("short.km", "ត្រី\n".as_bytes()).await;
-    let text = rows(moses(short)).await.unwrap_err().to_string();
+    let english = put("m.en.gz", gz(b"\xEF\xBB\xBFA fish.\r\nA cow & a calf.\nbroken \xFF\n")).await;
+    let foreign = put("m.km", "ត្រី\nគោ <១>\nx\n").await;
+    assert_eq!(rows(beside(english.clone(), foreign)).await.unwrap(), expected());
+    let short = put("short.km", "ត្រី\n").await;
+    let text = rows(beside(english, short)).await.unwrap_err().to_string();
     assert!(text.contains("short.km: has 1 lines") && text.contains("m.en.gz has 3"), "{text}");
 }
 
 #[tokio::test]
 async fn two_files_of_json_lines_or_parquet_are_read_in_step_and_unaligned_ones_are_refused() {
     let english =
-        put("b.en.jsonl", b"{\"id\":1,\"text\":\"A fish.\"}\n{\"id\":2,\"text\":\"A cow & a calf.\"}\n{}\n").await;
-    let lines = ["{\"km\":\"ត្រី\"}", "{\"km\":\"គោ <១>\"}", "{\"km\":\"x\"}"];
-    let beside = |foreign: String| {
-        let columns = Columns { foreign: "km".into(), ..Columns::default() };
-        Source {
-            foreign_url: Some(foreign),
-            format: Some("jsonl".parse().unwrap()),
-            columns,
-            ..Source::named(&english)
-        }
-    };
-    let foreign = put("b.km.jsonl", lines.join("\n").as_bytes()).await;
-    assert_eq!(rows(beside(foreign)).await.unwrap(), expected());
-    let short = put("short.km.jsonl", lines[..2].join("\n").as_bytes()).await;
-    let text = rows(beside(short)).await.unwrap_err().to_string();
+        "{\"id\":1,\"text\":\"A fish.\"}\n{\"id\":2,\"text\":\"A cow & a calf.\"}\n{}\n{\"text\":\"A dog.\"}\n";
+    let lines = ["{\"km\":\"ត្រី\"}", "{\"km\":\"គោ <១>\"}", "{\"km\":\"x\"}", "{}"];
+    let columns = Columns { foreign: "km".into(), ..Columns::default() };
+    let format = Some("jsonl".parse().unwrap());
+    let english = Source { format, columns, ..put("b.en.jsonl", english).await };
+    let foreign = put("b.km.jsonl", lines.join("\n")).await;
+    let (rows_of_both, cleaned) = read(beside(english.clone(), foreign)).await.unwrap();
+    assert_eq!(rows_of_both, expected());
+    for (warning, at_fault) in
+        cleaned.warnings.iter().zip(["b.en.jsonl:3: missing_column", "b.km.jsonl:4: missing_column"])
+    {
+        assert!(warning.contains(at_fault), "{warning}");
+    }
+    let short = put("short.km.jsonl", lines[..2].join("\n")).await;
+    let text = rows(beside(english, short)).await.unwrap_err().to_string();
     assert!(text.contains("short.km.jsonl: has fewer rows than") && text.contains("b.en.jsonl"), "{text}");
 
     let table = parquet_file(parquet::basic::Compression::SNAPPY);
-    let [english, foreign] = [put("b.en.parquet", &table).await, put("b.km.parquet", &table).await];
+    let source = beside(put("b.en.parquet", &table).await, put("b.km.parquet", &table).await);
     let columns = Columns { english: "translation.en".into(), foreign: "translation.km".into() };
-    let source = Source { foreign_url: Some(foreign), columns, ..Source::named(&english) };
-    let source = Source { format: Some("parquet".parse().unwrap()), ..source };
+    let source = Source { format: Some("parquet".parse().unwrap()), columns, ..source };
     assert_eq!(rows(source).await.unwrap(), expected());
 }
 
@@ -148,30 +102,26 @@ async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
         "<tu><tuv xml:lang=\"en\"><seg>a</tuv></tu><tu><tuv xml:lang=\"en\"><seg>only</seg></tuv></tu>\
          <tu><tuv xml:lang=\"en\"><seg>&unknown;</seg></tuv></tu><tu><tuv xml:lang=\"en\"><seg>torn",
     );
-    let url = put("broken.tmx", broken.as_bytes()).await;
-    let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
+    let counts = read(put("broken.tmx", broken).await).await.unwrap().1.counts;
     assert_eq!((counts["rows"], counts["kept"]), (6, 2), "{counts:?}");
     assert_eq!((counts["dropped_broken_xml"], counts["dropped_missing_language"]), (3, 1));
 
     // The file ends between two units, or right after one.
     let end = TMX.find("\n</body>").unwrap();
     for cut in [&TMX[..=end], &TMX[..end]] {
-        let url = put("cut.tmx", cut.as_bytes()).await;
-        let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
+        let counts = read(put("cut.tmx", cut).await).await.unwrap().1.counts;
         assert_eq!((counts["rows"], counts["kept"], counts["dropped_broken_xml"]), (3, 2, 1));
     }
 
     let three = TMX.replace("<tuv xml:lang=\"km\">", "<tuv xml:lang=\"th\"><seg>x</seg></tuv><tuv xml:lang=\"km\">");
-    let url = put("three.tmx", three.as_bytes()).await;
-    let said = rows(Source::named(&url)).await.unwrap_err().to_string();
+    let source = put("three.tmx", three).await;
+    let said = rows(source.clone()).await.unwrap_err().to_string();
     assert!(said.contains("2 missing_language"), "which of two is left open: {said}");
     let languages = Languages { english: "en".into(), foreign: Some("km".into()) };
-    let source = Source { languages, ..Source::named(&url) };
-    assert_eq!(rows(source).await.unwrap(), expected());
+    assert_eq!(rows(Source { languages, ..source }).await.unwrap(), expected());
 
     for (content, expects) in [("not xml at all", "is not TMX"), ("<html><body>404</body></html>", "is a web page")] {
-        let url = put("wrong.tmx", content.as_bytes()).await;
-        let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+        let text = rows(put("wrong.tmx", content).await).await.unwrap_err().to_string();
         assert!(text.contains(expects), "{text}");
     }
 }
@@ -202,41 +152,36 @@ async fn parquet_is_read_by_column_names() {
     for compression in
         [C::UNCOMPRESSED, C::SNAPPY, C::LZ4_RAW, C::GZIP(GzipLevel::default()), C::BROTLI(BrotliLevel::default())]
     {
-        let url = put("p.parquet", &parquet_file(compression)).await;
-        let source = Source { columns: named.clone(), ..Source::named(&url) };
-        assert_eq!(rows(source.clone()).await.unwrap(), expected(), "{compression:?}");
-        let (cleaned, _) = cleaned(source, Corpus::Pairs).await.unwrap();
+        let source = Source { columns: named.clone(), ..put("p.parquet", parquet_file(compression)).await };
+        let (rows, cleaned) = read(source).await.unwrap();
+        assert_eq!(rows, expected(), "{compression:?}");
         assert_eq!(cleaned.counts["dropped_missing_column"], 1, "a null");
     }
     let content = parquet_file(C::SNAPPY);
-    let url = put("p.parquet", &content).await;
-    let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+    let text = rows(put("p.parquet", &content).await).await.unwrap_err().to_string();
     assert!(text.contains("no column `foreign`") && text.contains("translation.km"), "{text}");
-    let url = put("torn.parquet", &content[..content.len() - 20]).await;
-    let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+    let text = rows(put("torn.parquet", &content[..content.len() - 20]).await).await.unwrap_err().to_string();
     assert!(text.contains("torn.parquet") && text.contains("Parquet"), "{text}");
 }
 
 #[tokio::test]
 async fn a_truncated_archive_is_an_error_whatever_packed_it() {
     let text: String = (0..20_000).map(|n| format!("number {n}\tលេខ {n}\n")).collect();
-    for (name, packed) in [
-        ("cut.tsv.gz", gz(text.as_bytes())),
-        ("cut.tsv.zst", zstd::encode_all(text.as_bytes(), 3).unwrap()),
-        ("cut.tsv.xz", xz(text.as_bytes())),
-        ("cut.tsv.bz2", bz2(text.as_bytes())),
-    ] {
+    for (name, packed) in
+        [("cut.tsv.gz", gz(&text)), ("cut.tsv.zst", zst(&text)), ("cut.tsv.xz", xz(&text)), ("cut.tsv.bz2", bz2(&text))]
+    {
         for keep in [packed.len() - 1, packed.len() / 2, 30] {
-            let url = put(name, &packed[..keep]).await;
-            let said = rows(Source::named(&url)).await.unwrap_err().to_string();
+            let said = rows(put(name, &packed[..keep]).await).await.unwrap_err().to_string();
             assert!(said.contains(name) && said.contains("decompressed"), "{keep}: {said}");
         }
-        let mut two = packed.clone();
-        two.extend_from_slice(&packed);
-        let url = put(name, &two).await;
-        let (cleaned, _) = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap();
+        let (_, cleaned) = read(put(name, packed.repeat(2)).await).await.unwrap();
         assert_eq!(cleaned.counts["rows"], 40_000, "{name}: two members are one file");
     }
+    // The last line of a member has no break: the first line of the next one continues it.
+    let (_, cleaned) = read(put("two.tsv.gz", gz("a\tក\nb\tខ").repeat(2)).await).await.unwrap();
+    assert_eq!(cleaned.counts["rows"], 3);
+    let lies = rows(put("lies.tsv.zst", b"\x28\xB5\x2F\xFE\0\0").await).await;
+    assert!(lies.unwrap_err().to_string().contains("decompressed"));
 }
 
 #[tokio::test]
@@ -251,15 +196,15 @@ async fn the_authors_alpaca_and_chat_forms_are_read() {
         r#"{"instruction":"Translate.","input":"ត្រី","output":"A fish."}"#,
         r#"{"instruction":7,"input":"ត្រី","output":"A fish."}"#,
     ];
-    let url = put("forms.jsonl", lines.join("\n").as_bytes()).await;
-    let (cleaned, out) = cleaned(Source::named(&url), Corpus::Instructions).await.unwrap();
+    let source = put("forms.jsonl", lines.join("\n")).await;
+    let spec = CleanSpec { source, ..source_spec(Corpus::Instructions, "") };
+    let (cleaned, table) = cleaned(&spec).await.unwrap();
     let counts = &cleaned.counts;
     assert_eq!((counts["rows"], counts["kept"]), (8, 4), "{counts:?}");
     for reason in ["many_turns", "no_placeholder", "missing_column", "not_text"] {
         assert_eq!(counts[&format!("dropped_{reason}")], 1, "{reason}");
     }
-    let content = Store::open(PLACE).unwrap().get(&out).await.unwrap();
-    let mut rows = read_instructions(&out, content).unwrap();
+    let mut rows = read_instructions("instructions", table).unwrap();
     rows.sort_by(|a, b| a.english_ref.cmp(&b.english_ref));
     let found: Vec<_> = rows.iter().map(|r| (r.task.as_str(), r.instruction.as_str())).collect();
     assert_eq!(

@@ -2,14 +2,16 @@
 #![cfg(feature = "cloud")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/server.rs"]
+mod server;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use llink_datasets::manifest::sha256_hex;
 use llink_datasets::store::Store;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use server::{Answer, Asked, bind, serve};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const NEWER: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -38,13 +40,11 @@ struct State {
 
 impl Hub {
     async fn start() -> Arc<Self> {
-        let (hub, large) =
-            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let ((hub, endpoint), (elsewhere, large)) = (bind().await, bind().await);
         let weights = (0..100_000_u32).map(|i| (i * 7919 % 251) as u8).collect();
         let this = Arc::new(Self {
-            endpoint: url(&hub),
-            large: url(&large),
+            endpoint,
+            large,
             files: BTreeMap::from([
                 ("config.json", b"{\"a\": 1}".to_vec()),
                 ("1_Pooling/config.json", b"{}".to_vec()),
@@ -53,15 +53,9 @@ impl Hub {
             ]),
             state: Mutex::new(State { commit: COMMIT, asked: Vec::new(), hangs_up: false, busy: false, lies: false }),
         });
-        for (listener, is_hub) in [(hub, true), (large, false)] {
+        for (listener, is_hub) in [(hub, true), (elsewhere, false)] {
             let own = Arc::clone(&this);
-            tokio::spawn(async move {
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let own = Arc::clone(&own);
-                    tokio::spawn(async move { own.answer(stream, is_hub).await });
-                }
-            });
+            serve(listener, move |asked| own.answer(&asked, is_hub));
         }
         this
     }
@@ -80,54 +74,32 @@ impl Hub {
         Store::open_with(url, options).unwrap()
     }
 
-    async fn answer(&self, mut stream: TcpStream, is_hub: bool) {
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            if stream.read(&mut byte).await.unwrap_or(0) == 0 {
-                return;
-            }
-            request.push(byte[0]);
-        }
-        let request = String::from_utf8(request).unwrap();
-        let mut words = request.split(' ');
-        let (method, path) = (words.next().unwrap(), words.next().unwrap());
-        let knows = request.contains(&format!("Bearer {TOKEN}"));
+    fn answer(&self, asked: &Asked, is_hub: bool) -> Answer {
+        let Asked { method, path, head } = asked;
+        let knows = head.contains(&format!("Bearer {TOKEN}"));
         let (commit, hangs_up, busy, lies) = {
             let mut state = self.state.lock().unwrap();
             let place = if is_hub { "" } else { "elsewhere " };
             state.asked.push(format!("{place}{method} {path}{}", if knows { "+" } else { "" }));
             (state.commit, state.hangs_up, std::mem::take(&mut state.busy), state.lies)
         };
-        let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
-            let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
-            (start.parse::<usize>().unwrap(), end.parse::<usize>().ok())
-        });
-        let (status, headers, body) = match busy {
-            true => ("503 Busy", String::new(), Vec::new()),
-            false if is_hub => self.hub(path, commit, knows, range.is_some()),
-            false => {
-                let whole = &self.files[path.trim_start_matches("/large/")];
-                let whole: Vec<u8> = whole.iter().map(|b| b ^ u8::from(lies)).collect();
-                match range {
-                    Some((start, end)) => {
-                        let end = end.map_or(whole.len(), |end| (end + 1).min(whole.len()));
-                        ("206 Partial", String::new(), whole[start..end].to_vec())
-                    }
-                    None => ("200 OK", "etag: \"of-the-store\"\r\n".into(), whole),
-                }
-            }
-        };
-        let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
-        let _ = stream.write_all(head.as_bytes()).await;
-        if method != "HEAD" {
-            let end = if hangs_up && !is_hub { PART.min(body.len()) } else { body.len() };
-            let _ = stream.write_all(&body[..end]).await;
+        if busy {
+            return Answer::new("503 Busy", "", "");
         }
+        if is_hub {
+            return self.hub(path, commit, knows, asked.range(0).is_some());
+        }
+        let whole = &self.files[path.trim_start_matches("/large/")];
+        let whole: Vec<u8> = whole.iter().map(|b| b ^ u8::from(lies)).collect();
+        let answer = match asked.range(whole.len()) {
+            Some(range) => Answer::new("206 Partial", "", &whole[range]),
+            None => Answer::new("200 OK", "etag: \"of-the-store\"\r\n", whole),
+        };
+        Answer { most: if hangs_up { PART } else { usize::MAX }, ..answer }
     }
 
-    fn hub(&self, path: &str, commit: &str, knows: bool, ranged: bool) -> (&'static str, String, Vec<u8>) {
-        let error = |status, code: &str| (status, format!("x-error-code: {code}\r\n"), Vec::new());
+    fn hub(&self, path: &str, commit: &str, knows: bool, ranged: bool) -> Answer {
+        let error = |status, code: &str| Answer::new(status, format!("x-error-code: {code}\r\n"), "");
         let (address, _) = path.split_once('?').unwrap_or((path, ""));
         let parts: Vec<&str> = address.trim_start_matches('/').split('/').collect();
         match parts.as_slice() {
@@ -145,7 +117,7 @@ impl Hub {
                     format!("{{\"rfilename\": \"{path}\", \"size\": {}, \"blobId\": \"x\"}}", content.len())
                 });
                 let files = files.collect::<Vec<_>>().join(", ");
-                ("200 OK", String::new(), format!("{{\"sha\": \"{sha}\", \"siblings\": [{files}]}}").into())
+                Answer::new("200 OK", "", format!("{{\"sha\": \"{sha}\", \"siblings\": [{files}]}}"))
             }
             ["api", ..] => error("401 Unauthorized", "RepoNotFound"),
             ["datasets", "acme", _, "resolve", sha, file @ ..] | ["acme", _, "resolve", sha, file @ ..] => {
@@ -159,10 +131,10 @@ impl Hub {
                     let (tag, size) = (sha256_hex(content), content.len());
                     let linked = format!("x-linked-etag: \"{tag}\"\r\nx-linked-size: {size}\r\n");
                     let to = format!("location: {}/large/{name}\r\n", self.large);
-                    return ("302 Found", format!("{head}{linked}{to}"), Vec::new());
+                    return Answer::new("302 Found", format!("{head}{linked}{to}"), "");
                 }
                 assert!(!ranged);
-                ("200 OK", format!("{head}etag: \"tag-of-{}\"\r\n", content.len()), content.clone())
+                Answer::new("200 OK", format!("{head}etag: \"tag-of-{}\"\r\n", content.len()), &content[..])
             }
             _ => error("404 Not Found", "RepoNotFound"),
         }

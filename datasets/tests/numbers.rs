@@ -24,76 +24,17 @@ const PYTHON: &str = concat!(
     "\nconfig = json.loads(sys.stdin.readline())\nfor line in sys.stdin:\n    print(json.dumps(numbers(json.loads(line))))\n"
 );
 
-/// Pieces of numbers, and what may stand around them.
-const PIECES: &[&str] = &[
-    "1",
-    "12",
-    "345",
-    "000",
-    "2020",
-    "០",
-    "៣០",
-    "١٢",
-    "५",
-    "９",
-    ".",
-    ",",
-    "'",
-    " ",
-    " ",
-    "\u{202F}",
-    "-",
-    "−",
-    "–",
-    "/",
-    ":",
-    "+",
-    "%",
-    "°C",
-    "$",
-    "€",
-    "៛",
-    "US$",
-    "USD",
-    "km",
-    "km²",
-    "m",
-    "MW",
-    "kW",
-    "KB",
-    "kilometers",
-    "Hours",
-    "percent",
-    "million",
-    "k",
-    "លាន",
-    "ភាគរយ",
-    "ម៉ែត្រ",
-    "万",
-    "लाख",
-    "th",
-    "nd",
-    "a",
-    "É",
-    "ß",
-    "នាក់",
-    "(",
-    ")",
-    "٫",
-    "٬",
-    "½",
-    "²",
-    "１",
-    "pm",
-    "s",
-];
+/// Pieces of numbers, and what may stand around them, with `|` between them.
+const PIECES: &str = "1|12|345|000|2020|០|៣០|١٢|५|９|.|,|'| | |\u{202F}|-|−|–|/|:|+|%|°C|$|€|៛|US$|USD|km|km²|m|MW|kW|KB|\
+    kilometers|Hours|percent|million|k|លាន|ភាគរយ|ម៉ែត្រ|万|लाख|th|nd|a|É|ß|នាក់|(|)|٫|٬|½|²|１|pm|s";
 
 #[test]
 fn the_cards_python_finds_the_same_numbers() {
     let Some(python) = skip::python_with(&["unicodedata"]) else {
         return;
     };
-    let text = vec(select(PIECES), 1..14).prop_map(|pieces| pieces.concat());
+    let pieces: Vec<&str> = PIECES.split('|').collect();
+    let text = vec(select(pieces), 1..14).prop_map(|pieces| pieces.concat());
     let mut runner = TestRunner::deterministic();
     let mut texts: Vec<String> = vec(text, 4_000).new_tree(&mut runner).unwrap().current();
     texts.push("នៅថ្ងៃទី ១២ ខែឧសភា ឆ្នាំ ២០២០ មាន ៣០ MW និង 1.234.567,8 km² ក្នុង H1N1".into());

@@ -1,66 +1,28 @@
-//! Tests the store's promises against a real S3 server on loopback, moto's, in a Python that has it (`LLINK_PYTHON`,
-//! else `python3`). Without it the test reports that it was skipped. A proxy before the server causes the faults.
+//! Tests the store's promises against a real S3 server on loopback, moto's. A proxy before the server causes the faults.
 #![cfg(feature = "cloud")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
+#[path = "support/moto.rs"]
+mod moto;
 mod promises;
 #[path = "support/skip.rs"]
 mod skip;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use common::{Random, run_stage, sample_spec};
+use common::{Random, run_stage, sample_spec, split};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact};
 use llink_datasets::role::{Corpus, Part, Role};
-use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
-use llink_datasets::store::{Created, Store};
+use llink_datasets::shards::{CleanSpec, NearDuplicates, SplitSpec};
+use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
-use skip::python_with;
+use moto::{Moto, settings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-const SERVER: &str = "
-import sys, time
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
-server.start()
-print('port', server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
-";
-
-struct Moto {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn moto() -> Option<Moto> {
-    let python = python_with(&["moto.server"])?;
-    let mut child = Command::new(python)
-        .args(["-c", SERVER])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // The other messages of its start are not read.
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let port = lines.find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok()).unwrap();
-    Some(Moto { child, port })
-}
 
 /// The fault of every n-th connection.
 #[derive(Clone, Copy, Debug)]
@@ -86,13 +48,8 @@ async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
         let mut random = Random(0x5EED);
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
-            let fault = match random.below(12) {
-                0 => Some(Fault::Unavailable),
-                1 => Some(Fault::Torn),
-                2 => Some(Fault::Slow),
-                3 => Some(Fault::CutOff),
-                _ => None,
-            };
+            let faults = [Fault::Unavailable, Fault::Torn, Fault::Slow, Fault::CutOff];
+            let fault = faults.get(random.below(12) as usize).copied();
             count.fetch_add(u32::from(fault.is_some()), Ordering::Relaxed);
             tokio::spawn(async move {
                 let mut head = vec![0; 64 << 10];
@@ -133,73 +90,22 @@ async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
     (own, struck)
 }
 
-/// Returns the options of a store behind `port`, as the environment gives them.
-fn settings(port: u16) -> Vec<(String, String)> {
-    [
-        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
-        ("AWS_ALLOW_HTTP", "true".into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        // Each request has its own connection, so that faults are frequent.
-        ("AWS_POOL_MAX_IDLE_PER_HOST", "0".into()),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .to_vec()
-}
-
-async fn make_bucket(port: u16, bucket: &str) {
-    let answer = ask(port, &format!("PUT /{bucket}")).await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-}
-
-/// Returns the server's answer to a method and a path.
-async fn ask(port: u16, what: &str) -> String {
-    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request = format!("{what} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    server.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    server.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_s3_store_keeps_its_promises() {
-    let Some(moto) = moto() else { return };
-    make_bucket(moto.port, "promises").await;
+    let Some(moto) = Moto::start("promises") else { return };
     let store = Store::open_with("s3://promises/deep/er", settings(moto.port)).unwrap();
     promises::keeps_its_promises(&store).await;
-    let writers: Vec<_> = (0..8_u8)
-        .map(|n| {
-            let store = store.clone();
-            tokio::spawn(async move { store.create("commit", Bytes::from(vec![n])).await.unwrap() })
-        })
-        .collect();
-    let mut written = 0;
-    for writer in writers {
-        written += u32::from(writer.await.unwrap() == Created::Written);
-    }
-    assert_eq!(written, 1, "a conditional put has one winner");
+    promises::of_many_creators_one_wins(&store, 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shards_written_through_faults_are_the_same_bytes() {
-    let Some(moto) = moto() else { return };
-    make_bucket(moto.port, "faults").await;
+    let Some(moto) = Moto::start("faults") else { return };
     let (port, struck) = faulty_proxy(moto.port).await;
-    let spec = SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: Some(900),
-        holdout_rows: 200,
-        shard_rows: 100,
-        near_duplicates: NearDuplicates::Across(0.8),
-        sides_by: SidesBy::Key,
-        pairs: None,
-    };
-    let mut source = sample_spec(Corpus::Pairs, 1_500, 4);
-    source.with_signatures = true;
+    let spec = SplitSpec { near_duplicates: NearDuplicates::Across(0.8), ..split(Corpus::Pairs, 900, 200, 100) };
+    let source = CleanSpec { with_signatures: true, ..sample_spec(Corpus::Pairs, 1_500, 4) };
     let sound = Store::open("memory://s3-sound").unwrap();
-    let expected = run_stage(&sound, "out", &[source.clone()], &spec).await.unwrap();
+    let expected = run_stage(&sound, "out", std::slice::from_ref(&source), &spec).await.unwrap();
     let faulty = Store::open_with("s3://faults/x", settings(port)).unwrap();
     let stage = run_stage(&faulty, "out", &[source], &spec).await.unwrap();
     assert_eq!(stage.shards, expected.shards);
@@ -214,8 +120,7 @@ async fn shards_written_through_faults_are_the_same_bytes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_object_is_read_whole_through_faults() {
-    let Some(moto) = moto() else { return };
-    make_bucket(moto.port, "large").await;
+    let Some(moto) = Moto::start("large") else { return };
     // The content has three parts, and its bytes show if one is in the place of another.
     let content: Vec<u8> = (0_u32..5 << 20).flat_map(u32::to_le_bytes).collect();
     let content = Bytes::from(content);
@@ -228,10 +133,7 @@ async fn a_large_object_is_read_whole_through_faults() {
         stage: "align".into(),
         key: "k".into(),
         artifacts: vec![artifact],
-        counts: BTreeMap::new(),
-        figures: BTreeMap::new(),
-        facts: BTreeMap::new(),
-        warnings: vec![],
+        ..Manifest::default()
     };
     manifest.write(&straight, "align/k/manifest.json").await.unwrap();
     let (port, struck) = faulty_proxy(moto.port).await;
@@ -247,7 +149,7 @@ async fn a_large_object_is_read_whole_through_faults() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_refuses_says_so_in_words() {
-    let Some(moto) = moto() else { return };
+    let Some(moto) = Moto::start("another") else { return };
     let store = Store::open_with("s3://no-such-bucket/x", settings(moto.port)).unwrap();
     let said = store.put("a", Bytes::from_static(b"1")).await.unwrap_err().to_string();
     assert!(said.contains("s3://no-such-bucket/x/a"), "{said}");
@@ -256,8 +158,7 @@ async fn a_store_that_refuses_says_so_in_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_that_follows_the_bucket_is_the_key() {
-    let Some(moto) = moto() else { return };
-    make_bucket(moto.port, "keys").await;
+    let Some(moto) = Moto::start("keys") else { return };
     let bucket = Store::open_with("s3://keys", settings(moto.port)).unwrap();
     for key in ["run#3/a.tsv", "q?x/a.tsv", "a%20b/c%3Ad.tsv", "my data/ក+&=~[1]{x}.tsv", "100%/a.tsv"] {
         let url = format!("s3://keys/{key}");
@@ -272,8 +173,7 @@ async fn all_that_follows_the_bucket_is_the_key() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_profile_of_the_home_folder_opens_a_bucket() {
-    let Some(moto) = moto() else { return };
-    make_bucket(moto.port, "profile").await;
+    let Some(moto) = Moto::start("profile") else { return };
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir(home.path().join(".aws")).unwrap();
     let credentials = "[lab]\naws_access_key_id = x\naws_secret_access_key = y\n";

@@ -9,29 +9,17 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use bytes::Bytes;
-use common::{clean, pairs_of, run_stage, sample_spec, silent};
+use common::{clean, pairs_of, run_stage, sample_spec, silent, split};
 use half::f16;
 use llink_datasets::clean::TooLong;
 use llink_datasets::manifest::sha256_hex;
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::rows::row_id;
-use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec, WriteSpec, write_shard};
+use llink_datasets::shards::{WriteSpec, write_shard};
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use skip::python_with;
-
-fn split(corpus: Corpus) -> SplitSpec {
-    SplitSpec {
-        corpus,
-        train_rows: Some(9_000),
-        holdout_rows: 900,
-        shard_rows: 10_000,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    }
-}
 
 #[tokio::test]
 async fn shards_are_as_the_design_says() {
@@ -41,7 +29,9 @@ async fn shards_are_as_the_design_says() {
         (Corpus::Instructions, vec!["id", "task", "instruction", "foreign", "english_ref", "answer"]),
     ] {
         let folder = format!("{corpus:?}");
-        let stage = run_stage(&store, &folder, &[sample_spec(corpus, 11_000, 1)], &split(corpus)).await.unwrap();
+        let stage = run_stage(&store, &folder, &[sample_spec(corpus, 11_000, 1)], &split(corpus, 9_000, 900, 10_000))
+            .await
+            .unwrap();
         let shard = &stage.shards[0];
         let content = store.get(&shard.path).await.unwrap();
         assert_eq!((shard.bytes, shard.sha256.as_str()), (content.len() as u64, sha256_hex(&content).as_str()));
@@ -79,17 +69,9 @@ async fn the_same_job_gives_the_same_bytes() {
     for name in ["memory://once", "memory://again"] {
         let store = Store::open(name).unwrap();
         let sources = [sample_spec(Corpus::Pairs, 3_000, 1), sample_spec(Corpus::Pairs, 3_000, 2)];
-        let spec = SplitSpec {
-            corpus: Corpus::Pairs,
-            train_rows: Some(4_000),
-            holdout_rows: 500,
-            shard_rows: 1_000,
-            near_duplicates: NearDuplicates::Keep,
-            sides_by: SidesBy::Key,
-            pairs: None,
-        };
+        let spec = split(Corpus::Pairs, 4_000, 500, 1_000);
         let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
-        runs.push((stage.split.artifact.clone(), stage.split.shards.clone(), stage.shards.clone()));
+        runs.push((stage.split.artifact, stage.split.shards, stage.shards));
     }
     assert_eq!(runs[0], runs[1]);
 }
@@ -98,15 +80,7 @@ async fn the_same_job_gives_the_same_bytes() {
 async fn rows_keep_their_texts_ids_and_order() {
     let store = Store::open("memory://rows").unwrap();
     let sources = [sample_spec(Corpus::Pairs, 2_000, 1), sample_spec(Corpus::Pairs, 2_000, 2)];
-    let spec = SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: None,
-        holdout_rows: 1_000,
-        shard_rows: 700,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    };
+    let spec = split(Corpus::Pairs, None, 1_000, 700);
     let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
     let mut found = Vec::new();
     for side in [Side::Holdout, Side::Train] {
@@ -119,22 +93,14 @@ async fn rows_keep_their_texts_ids_and_order() {
         [1, 2].into_iter().flat_map(|seed| llink_quickstart::sample::pairs(2_000, seed)).collect();
     for (id, english, foreign) in &found {
         assert_eq!(made.get(english), Some(foreign));
-        assert_eq!(*id, row_id(&[english, foreign]));
+        assert_eq!(*id, row_id(&[english.as_str(), foreign]));
     }
 }
 
 #[tokio::test]
 async fn an_assignment_of_other_tables_is_refused() {
     let store = Store::open("memory://mixed-up").unwrap();
-    let spec = SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: Some(80),
-        holdout_rows: 20,
-        shard_rows: 1_000,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    };
+    let spec = split(Corpus::Pairs, 80, 20, 1_000);
     run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec).await.unwrap();
     clean(&store, &sample_spec(Corpus::Pairs, 3, 2), "short.parquet").await.unwrap();
     let write = |cleaned: &str, shard: u32| WriteSpec {
@@ -146,15 +112,16 @@ async fn an_assignment_of_other_tables_is_refused() {
         role: Role::Shard(Corpus::Pairs, Side::Train),
         stage_key: String::new(),
     };
-    let text = write_shard(&write("short.parquet", 0), &store, &silent).await.unwrap_err().to_string();
-    assert!(text.contains("short.parquet") && text.contains("made from another table"), "{text}");
-    let text = write_shard(&write("out/cleaned/0.parquet", 9), &store, &silent).await.unwrap_err().to_string();
-    assert!(text.contains("there is no shard 9"), "{text}");
-    let text = write_shard(&write("absent.parquet", 0), &store, &silent).await.unwrap_err().to_string();
-    assert!(text.contains("absent.parquet"), "{text}");
     store.put("damaged.parquet", Bytes::from_static(b"PAR1 no PAR1")).await.unwrap();
-    let text = write_shard(&write("damaged.parquet", 0), &store, &silent).await.unwrap_err().to_string();
-    assert!(text.contains("damaged.parquet") && text.contains("Parquet"), "{text}");
+    for (cleaned, shard, words) in [
+        ("short.parquet", 0, ["short.parquet", "made from another table"]),
+        ("out/cleaned/0.parquet", 9, ["out/assignment.parquet", "there is no shard 9"]),
+        ("absent.parquet", 0, ["absent.parquet", "no such file"]),
+        ("damaged.parquet", 0, ["damaged.parquet", "Parquet"]),
+    ] {
+        let text = write_shard(&write(cleaned, shard), &store, &silent).await.unwrap_err().to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+    }
 }
 
 const POLARS: &str = r#"
@@ -186,15 +153,7 @@ async fn polars_reads_shards_with_no_options() {
     let Some(python) = python_with(&["polars"]) else { return };
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap()).unwrap();
-    let spec = SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: Some(800),
-        holdout_rows: 100,
-        shard_rows: 300,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    };
+    let spec = split(Corpus::Pairs, 800, 100, 300);
     let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec).await.unwrap();
     let rows: u64 = stage.shards.iter().map(|shard| shard.rows).sum();
     let values = (0..40).map(|n| f16::from_f32(n as f32)).collect();

@@ -17,15 +17,7 @@ use proptest::sample::select;
 use tokio::runtime::Runtime;
 
 fn split(train_rows: impl Into<Option<u64>>, holdout_rows: u64) -> SplitSpec {
-    SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: train_rows.into(),
-        holdout_rows,
-        shard_rows: 64,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    }
+    common::split(Corpus::Pairs, train_rows, holdout_rows, 64)
 }
 
 /// Up to three corpora in which sides repeat, sometimes in another spelling.
@@ -159,38 +151,38 @@ async fn an_empty_side_is_an_error_that_says_so() {
     assert!(error.contains("holdout_rows is 0"), "{error}");
 }
 
-#[tokio::test]
-async fn several_tasks_about_one_text_stay_together() {
-    let store = Store::open("memory://tasks").unwrap();
-    let mut content = String::new();
-    for n in 0..300 {
-        for task in ["translate", "summarize"] {
-            content.push_str(&format!(
-                "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"Answer {n}\",\"foreign_raw\":\"ប្រយោគ {n}\",\"english_ref\":\"Sentence {n}\"}}\n"
-            ));
-        }
-    }
-    // The same lines again are duplicates.
-    store.put("i.jsonl", Bytes::from(content.repeat(2))).await.unwrap();
-    let source = [source_spec(Corpus::Instructions, "memory://tasks/i.jsonl")];
-    let spec = SplitSpec {
-        corpus: Corpus::Instructions,
-        train_rows: None,
-        holdout_rows: 600,
-        shard_rows: 1_000,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
+/// Returns two lines of instructions about a text.
+fn two_tasks(n: u32, text: &str) -> String {
+    let line = |task: &str| {
+        format!(
+            "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"Answer {n}\",\"foreign_raw\":\"{text}\",\"english_ref\":\"Sentence {n}\"}}\n"
+        )
     };
-    let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
-    assert_eq!(stage.split.counts["dropped_duplicate"], 600);
+    ["translate", "summarize"].map(line).concat()
+}
+
+/// Asserts that this many texts of instructions are in one of the two shards each, whatever their tasks.
+async fn assert_texts_stay_together(store: &Store, stage: &Stage, texts: usize) {
     let mut parts = Vec::new();
     for shard in &stage.shards {
         let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
         parts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
+    assert_eq!((parts[0].len() + parts[1].len(), parts[0].intersection(&parts[1]).count()), (texts, 0));
+}
+
+#[tokio::test]
+async fn several_tasks_about_one_text_stay_together() {
+    let store = Store::open("memory://tasks").unwrap();
+    let content: String = (0..300).map(|n| two_tasks(n, &format!("ប្រយោគ {n}"))).collect();
+    // The same lines again are duplicates.
+    store.put("i.jsonl", Bytes::from(content.repeat(2))).await.unwrap();
+    let source = [source_spec(Corpus::Instructions, "memory://tasks/i.jsonl")];
+    let spec = common::split(Corpus::Instructions, None, 600, 1_000);
+    let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
+    assert_eq!(stage.split.counts["dropped_duplicate"], 600);
     assert_eq!(stage.shards[1].role, Role::Shard(Corpus::Instructions, Side::Holdout));
-    assert_eq!((parts[0].len() + parts[1].len(), parts[0].intersection(&parts[1]).count()), (300, 0));
+    assert_texts_stay_together(&store, &stage, 300).await;
 }
 
 #[tokio::test]
@@ -306,18 +298,9 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
 /// Writes instructions about texts whose hashes all lie above the pairs' holdout, as they do when training pairs were
 /// asked about.
 async fn made_from_training_pairs(store: &Store, pairs: Share, texts: usize) -> CleanSpec {
-    let mut content = String::new();
-    let training = (0..).map(|n| format!("ប្រយោគ {n}")).filter(|text| {
-        let key = llink_datasets::text::comparison_key(text);
-        !pairs.holds_out(key)
-    });
-    for (n, text) in training.take(texts).enumerate() {
-        for task in ["translate", "summarize"] {
-            content.push_str(&format!(
-                "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"Answer {n}\",\"foreign_raw\":\"{text}\",\"english_ref\":\"Sentence {n}\"}}\n"
-            ));
-        }
-    }
+    let is_trained = |text: &String| !pairs.holds_out(llink_datasets::text::comparison_key(text));
+    let training = (0..).map(|n| format!("ប្រយោគ {n}")).filter(is_trained);
+    let content: String = (0..).zip(training.take(texts)).map(|(n, text)| two_tasks(n, &text)).collect();
     store.put("i.jsonl", Bytes::from(content)).await.unwrap();
     source_spec(Corpus::Instructions, &store.describe("i.jsonl"))
 }
@@ -327,15 +310,7 @@ async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_wor
     let store = Store::open("memory://one-side").unwrap();
     let pairs = Share { train_rows: Some(1_000), holdout_rows: 400 };
     let source = [made_from_training_pairs(&store, pairs, 300).await];
-    let by_key = SplitSpec {
-        corpus: Corpus::Instructions,
-        train_rows: Some(900),
-        holdout_rows: 100,
-        shard_rows: 1_000,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: Some(pairs),
-    };
+    let by_key = SplitSpec { pairs: Some(pairs), ..common::split(Corpus::Instructions, 900, 100, 1_000) };
     let error = run_stage(&store, "by-key", &source, &by_key).await.err().unwrap().to_string();
     for expected in [
         "no row is left for instructions/validation",
@@ -356,13 +331,7 @@ async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_wor
     assert_eq!(counts["trained_as_pairs"], counts["holdout"], "all of them lie among the training pairs");
     let leak = stage.split.warnings.iter().find(|w| w.contains("Stage A may have been trained"));
     assert!(leak.unwrap().contains(&format!("{0} of {0} rows", counts["holdout"])), "{leak:?}");
-    let mut texts = Vec::new();
-    for shard in &stage.shards {
-        let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
-        texts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
-    }
-    assert_eq!(texts[0].intersection(&texts[1]).count(), 0, "no text is in both splits");
-    assert_eq!(texts[0].len() + texts[1].len(), 300, "both tasks about a text stay together");
+    assert_texts_stay_together(&store, &stage, 300).await;
 }
 
 #[tokio::test]

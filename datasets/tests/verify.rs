@@ -3,27 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use common::{run_stage, sample_spec};
+use common::{run_stage, sample_spec, split};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact, sha256_hex};
 use llink_datasets::role::{Corpus, Role, Side};
-use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
 
 async fn written(url: &str) -> (Store, Manifest) {
     let store = Store::open(url).unwrap();
-    let spec = SplitSpec {
-        corpus: Corpus::Pairs,
-        train_rows: Some(300),
-        holdout_rows: 80,
-        shard_rows: 100,
-        near_duplicates: NearDuplicates::Keep,
-        sides_by: SidesBy::Key,
-        pairs: None,
-    };
+    let spec = split(Corpus::Pairs, 300, 80, 100);
     let stage = run_stage(&store, "shard/0123abcd", &[sample_spec(Corpus::Pairs, 600, 3)], &spec).await.unwrap();
     let manifest = Manifest {
         version: MANIFEST_VERSION,
@@ -31,10 +20,7 @@ async fn written(url: &str) -> (Store, Manifest) {
         // This is the key that `run_stage` gives its shards.
         key: "0123abcd".into(),
         artifacts: stage.shards,
-        counts: BTreeMap::new(),
-        figures: BTreeMap::new(),
-        facts: BTreeMap::new(),
-        warnings: vec![],
+        ..Manifest::default()
     };
     manifest.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     (store, manifest)
@@ -84,9 +70,9 @@ async fn each_fault_is_named_with_its_object() {
         found.faults[0].contains("row 0: ") && found.faults[0].contains("stands on the other side of the split too")
     );
     assert!(found.faults[3].contains("197 more rows are wrong"), "{found:?}");
-    let mut other_sums = manifest.clone();
     let counts = [("pairs.rows", 9), ("pairs.kept", 5), ("pairs.dropped_duplicate", 3)];
-    other_sums.counts = counts.map(|(name, rows)| (name.to_owned(), rows)).into();
+    let counts = counts.map(|(name, rows)| (name.to_owned(), rows)).into();
+    let other_sums = Manifest { counts, ..manifest.clone() };
     other_sums.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     fault("pairs.rows is 9, but its parts add up to 8").await;
     let other_key = Manifest { key: "other".into(), ..manifest.clone() };

@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
+#[path = "support/pack.rs"]
+mod pack;
+#[path = "support/server.rs"]
+mod server;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,8 +17,8 @@ use llink_datasets::read::{Source, survey};
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::CleanSpec;
 use llink_datasets::store::Store;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use pack::gz;
+use server::{Answer, Asked, bind};
 
 /// The behavior of the server for a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,97 +48,64 @@ const PART: usize = 3_000_000;
 
 struct Site {
     files: HashMap<&'static str, (Manner, Vec<u8>)>,
-    asked: Mutex<Vec<String>>,
-    /// The requests as received.
-    requests: Mutex<Vec<String>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+impl Site {
+    /// Returns how often a path was asked for by a method.
+    fn times(&self, method: &str, path: &str) -> usize {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|one| one.method == method && one.path.starts_with(path)).count()
+    }
+
+    /// Returns the requests as received.
+    fn heads(&self) -> Vec<String> {
+        self.asked.lock().unwrap().iter().map(|one| one.head.clone()).collect()
+    }
 }
 
 async fn serve(files: Vec<(&'static str, Manner, Vec<u8>)>) -> (String, Arc<Site>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (listener, url) = bind().await;
     let files = files.into_iter().map(|(path, manner, content)| (path, (manner, content)));
-    let site = Arc::new(Site { files: files.collect(), asked: Mutex::default(), requests: Mutex::default() });
+    let site = Arc::new(Site { files: files.collect(), asked: Mutex::default() });
     let own = Arc::clone(&site);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let site = Arc::clone(&own);
-            tokio::spawn(async move { answer(stream, &site).await });
-        }
-    });
+    server::serve(listener, move |asked| answer(asked, &own));
     (url, site)
 }
 
-async fn answer(mut stream: TcpStream, site: &Site) {
-    let mut request = Vec::new();
-    while !request.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        if stream.read(&mut byte).await.unwrap_or(0) == 0 {
-            return;
+fn answer(asked: Asked, site: &Site) -> Answer {
+    let is_head = asked.method == "HEAD";
+    let empty = |status| Answer::new(status, "", "");
+    let answer = match site.files.get(&*asked.path) {
+        None => empty("404 Not Found"),
+        Some((Manner::Busy, _)) if site.asked.lock().unwrap().iter().all(|one| one.path != asked.path) => {
+            empty("503 Busy")
         }
-        request.push(byte[0]);
-    }
-    let request = String::from_utf8(request).unwrap();
-    site.requests.lock().unwrap().push(request.clone());
-    let mut words = request.split(' ');
-    let (method, path) = (words.next().unwrap(), words.next().unwrap());
-    let is_first = {
-        let mut asked = site.asked.lock().unwrap();
-        asked.push(format!("{method} {path}"));
-        asked.iter().filter(|other| other.ends_with(path)).count() == 1
+        Some((Manner::Moved, to)) => {
+            Answer::new("302 Found", format!("location: {}\r\n", String::from_utf8_lossy(to)), "")
+        }
+        Some((Manner::NoHead(status) | Manner::NoHeadPlain(status), _)) if is_head => empty(*status),
+        Some((Manner::Refuses, _)) => {
+            let query = asked.path.split_once('?').map_or("", |(_, query)| query);
+            Answer::new("403 Forbidden", "", format!("<Error><StringToSign>{query}</StringToSign></Error>"))
+        }
+        Some((manner, content)) => file(&asked, *manner, content),
     };
-    let Some((manner, content)) = site.files.get(path) else {
-        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-        return;
-    };
-    if *manner == Manner::Busy && is_first {
-        let _ = stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-        return;
-    }
-    if *manner == Manner::Moved {
-        let to = String::from_utf8_lossy(content);
-        let head = format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-        let _ = stream.write_all(head.as_bytes()).await;
-        return;
-    }
-    if let (Manner::NoHead(status) | Manner::NoHeadPlain(status), "HEAD") = (manner, method) {
-        let head = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-        let _ = stream.write_all(head.as_bytes()).await;
-        return;
-    }
-    if *manner == Manner::Refuses {
-        let query = path.split_once('?').map_or("", |(_, query)| query);
-        let body = format!("<Error><StringToSign>{query}</StringToSign></Error>");
-        let head = format!("HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-        let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
-        return;
-    }
+    site.asked.lock().unwrap().push(asked);
+    answer
+}
+
+fn file(asked: &Asked, manner: Manner, content: &[u8]) -> Answer {
     let is_plain = matches!(manner, Manner::Plain | Manner::HangsUpPlain | Manner::NoHeadPlain(_));
-    let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
-        let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
-        let end = end.parse::<usize>().map_or(content.len(), |end| (end + 1).min(content.len()));
-        start.parse::<usize>().unwrap()..end
-    });
-    let (status, range) = match range {
+    let (status, range) = match asked.range(content.len()) {
         Some(range) if !is_plain => ("206 Partial", range),
         _ => ("200 OK", 0..content.len()),
     };
     let tags = if is_plain { "" } else { "etag: \"1\"\r\nlast-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n" };
-    let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{}\r\n{tags}connection: close\r\n\r\n",
-        range.len(),
-        range.start,
-        range.end.saturating_sub(1),
-        content.len()
-    );
-    let _ = stream.write_all(head.as_bytes()).await;
-    if method == "GET" {
-        let hangs_up = matches!(manner, Manner::HangsUp | Manner::HangsUpPlain);
-        let most = if hangs_up { PART } else { usize::MAX };
-        let body = &content[range.clone()];
-        let _ = stream.write_all(&body[..body.len().min(most)]).await;
-    }
-    let _ = stream.shutdown().await;
+    let (start, last) = (range.start, range.end.saturating_sub(1));
+    let headers = format!("content-range: bytes {start}-{last}/{}\r\n{tags}", content.len());
+    let hangs_up = matches!(manner, Manner::HangsUp | Manner::HangsUpPlain);
+    Answer { most: if hangs_up { PART } else { usize::MAX }, ..Answer::new(status, headers, &content[range]) }
 }
 
 fn rows(rows: usize) -> Vec<u8> {
@@ -151,13 +122,6 @@ fn incompressible(bytes: u32) -> Vec<u8> {
     content
 }
 
-fn gz(content: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gz.write_all(content).unwrap();
-    gz.finish().unwrap()
-}
-
 async fn kept(url: &str) -> Result<u64> {
     let out = Store::open("memory://web")?;
     let spec = CleanSpec { source: Source::named(url), ..source_spec(Corpus::Pairs, "") };
@@ -169,7 +133,7 @@ async fn kept(url: &str) -> Result<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corpora_are_read_from_web_servers_of_every_manner() {
     let (url, site) = serve(vec![
-        ("/d/able.tsv.gz", Manner::Able, gz(&rows(5_000))),
+        ("/d/able.tsv.gz", Manner::Able, gz(rows(5_000))),
         ("/d/plain.tsv", Manner::Plain, rows(5_000)),
         ("/d/my%20corpus.tsv?download=true&path=a/b", Manner::Able, rows(30)),
         ("/busy.tsv", Manner::Busy, rows(40)),
@@ -191,8 +155,7 @@ async fn corpora_are_read_from_web_servers_of_every_manner() {
         let found = survey(&Source::named(&format!("{url}{path}")), Corpus::Pairs).await.unwrap();
         assert_eq!((found.rows, found.readable), (10, 10), "{path}");
     }
-    let asked = site.asked.lock().unwrap();
-    let long = asked.iter().filter(|one| one.as_str() == "GET /long.tsv.zst").count();
+    let long = site.times("GET", "/long.tsv.zst");
     assert!(long > 3, "a broken download continues where it broke: {long} requests");
 }
 
@@ -219,7 +182,7 @@ async fn parquet_moses_and_tmx_are_read_from_web_servers_too() {
         ("/p.parquet", Manner::Able, table.clone()),
         ("/plain.parquet", Manner::Plain, table),
         ("/m.en", Manner::Able, b"a fish\na cow\n".to_vec()),
-        ("/m.km.gz", Manner::Plain, gz("ត្រី\nគោ\n".as_bytes())),
+        ("/m.km.gz", Manner::Plain, gz("ត្រី\nគោ\n")),
         ("/t.tmx", Manner::Plain, tmx.into()),
     ])
     .await;
@@ -252,9 +215,7 @@ async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
         assert_eq!(info.e_tag.is_some(), number < 3, "{number}");
         assert_eq!(kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(), 30, "{number}");
     }
-    let asked = site.asked.lock().unwrap();
-    let heads = asked.iter().filter(|one| one.starts_with("HEAD /a/2.tsv")).count();
-    assert_eq!(heads, 2, "a server that refuses HEAD is not asked for it again and again");
+    assert_eq!(site.times("HEAD", "/a/2.tsv"), 2, "a server that refuses HEAD is not asked for it again and again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,16 +228,17 @@ async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
     .await;
     let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature")).await.unwrap_err().to_string();
     assert!(text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"), "{text}");
-    let shut = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let text = Store::open_object(&format!("http://me:5ecret@{shut}/a.tsv?sig=5ecretsignature")).unwrap();
-    let text = text.0.get(&text.1).await.unwrap_err().to_string();
-    assert!(text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"), "{text}");
+    let (_, shut) = bind().await;
+    let address = format!("{}/a.tsv?sig=5ecretsignature", shut.replace("//", "//me:5ecret@"));
+    let (store, name) = Store::open_object(&address).unwrap();
+    let text = store.get(&name).await.unwrap_err().to_string();
+    assert!(text.contains(&format!("{shut}/a.tsv")) && !text.contains("5ecret"), "{text}");
 
     assert_eq!(
         kept(&format!("{}/moved.tsv?sig=5ecretsignature", url.replace("//", "//me:5ecret@"))).await.unwrap(),
         20
     );
-    let requests = elsewhere.requests.lock().unwrap().join("");
+    let requests = elsewhere.heads().join("");
     assert!(!requests.is_empty() && !requests.contains("5ecret"), "{requests}");
     assert!(!requests.to_lowercase().contains("authorization"), "{requests}");
 }
@@ -286,7 +248,7 @@ async fn an_address_is_asked_for_as_it_is_written() {
     let (url, site) = serve(vec![("/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D", Manner::Able, rows(10))]).await;
     let address = format!("{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part", url.replace("//", "//me:p%40ss@"));
     assert_eq!(kept(&address).await.unwrap(), 10);
-    let requests = site.requests.lock().unwrap();
+    let requests = site.heads();
     // The credentials are me:p@ss.
     assert!(requests.iter().all(|one| one.contains("authorization: Basic bWU6cEBzcw==")), "{requests:?}");
 }

@@ -1,4 +1,4 @@
-//! What the benches share.
+//! What the benches and the fuzzer share.
 
 /// Returns the most memory that the process has held, in MiB.
 pub fn peak_mib() -> u64 {

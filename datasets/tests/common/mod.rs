@@ -1,15 +1,18 @@
-//! The code that the integration tests share: the three steps of the stage, and a small random generator.
+//! The code that the integration tests share: files in memory, the three steps of the stage, and a small random generator.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use llink_datasets::Result;
 use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
+use llink_datasets::pairs::read_pairs;
 use llink_datasets::read::Source;
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{
-    CleanSpec, Cleaned, MadeUp, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+    CleanSpec, Cleaned, MadeUp, NearDuplicates, SidesBy, Split, SplitSpec, WriteSpec, clean_source, split_corpus,
+    write_shard,
 };
 use llink_datasets::store::Store;
 use llink_quickstart::{Quickstart, sample};
@@ -45,6 +48,53 @@ pub fn sample_spec(corpus: Corpus, rows: u64, seed: u64) -> CleanSpec {
 
 pub async fn clean(store: &Store, spec: &CleanSpec, path: &str) -> Result<Cleaned> {
     clean_source(spec, store, path, &silent).await
+}
+
+/// The place of the files that tests of readers make.
+pub const FILES: &str = "memory://files";
+
+pub fn files() -> Store {
+    Store::open(FILES).unwrap()
+}
+
+/// Makes a file.
+pub async fn put(name: &str, content: impl AsRef<[u8]>) -> Source {
+    files().put(name, Bytes::copy_from_slice(content.as_ref())).await.unwrap();
+    Source::named(&format!("{FILES}/{name}"))
+}
+
+/// Returns the source of two files in step.
+pub fn beside(english: Source, foreign: Source) -> Source {
+    Source { foreign_url: Some(foreign.url), ..english }
+}
+
+/// Cleans a file, and returns the table of its kept rows.
+pub async fn cleaned(spec: &CleanSpec) -> Result<(Cleaned, Bytes)> {
+    let out = format!("{}.out", spec.source.url.rsplit('/').next().unwrap());
+    let cleaned = clean(&files(), spec, &out).await?;
+    assert_sums(&cleaned.counts, &["kept"]);
+    Ok((cleaned, files().get(&out).await.unwrap()))
+}
+
+/// Returns the kept pairs of a file sorted by English, and what was reported of the others.
+pub async fn read(source: Source) -> Result<(Vec<(String, String)>, Cleaned)> {
+    let (cleaned, table) = cleaned(&CleanSpec { source, ..source_spec(Corpus::Pairs, "") }).await?;
+    let table = read_pairs("pairs", table).unwrap();
+    let mut rows: Vec<_> = table.english.into_iter().zip(table.foreign).collect();
+    rows.sort();
+    Ok((rows, cleaned))
+}
+
+pub fn split(corpus: Corpus, train_rows: impl Into<Option<u64>>, holdout_rows: u64, shard_rows: u32) -> SplitSpec {
+    SplitSpec {
+        corpus,
+        train_rows: train_rows.into(),
+        holdout_rows,
+        shard_rows,
+        near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
+    }
 }
 
 /// The output of the whole stage for some sources.
@@ -84,8 +134,7 @@ pub async fn pairs_of(store: &Store, stage: &Stage, side: Side) -> Vec<(u64, Str
     let mut rows = Vec::new();
     let role = Role::Shard(Corpus::Pairs, side);
     for shard in stage.shards.iter().filter(|shard| shard.role == role) {
-        let content = store.get(&shard.path).await.unwrap();
-        let table = llink_datasets::pairs::read_pairs(&shard.path, content).unwrap();
+        let table = read_pairs(&shard.path, store.get(&shard.path).await.unwrap()).unwrap();
         let texts = table.english.into_iter().zip(table.foreign);
         rows.extend(table.ids.into_iter().zip(texts).map(|(id, (en, km))| (id, en, km)));
     }

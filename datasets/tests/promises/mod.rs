@@ -35,3 +35,17 @@ pub async fn keeps_its_promises(store: &Store) {
     store.delete("a/b").await.unwrap();
     assert_eq!(store.head("a/b").await.unwrap(), None);
 }
+
+/// Checks that of writers who create an object at the same time exactly one wins.
+pub async fn of_many_creators_one_wins(store: &Store, writers: u8) {
+    let create = |n| {
+        let store = store.clone();
+        tokio::spawn(async move { store.create("commit", Bytes::from(vec![n])).await.unwrap() })
+    };
+    let tasks: Vec<_> = (0..writers).map(create).collect();
+    let mut written = 0;
+    for task in tasks {
+        written += u32::from(task.await.unwrap() == Created::Written);
+    }
+    assert_eq!(written, 1);
+}
