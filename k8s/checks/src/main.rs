@@ -27,10 +27,7 @@ fn main() -> ExitCode {
     for fault in &found {
         println!("{fault}");
     }
-    match found.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn one(path: &str) -> Vec<String> {

@@ -19,189 +19,144 @@ fn the_base_is_sound() {
     assert_eq!(faults(&base()), Vec::<String>::new());
 }
 
-const COORDINATOR: (&str, &str) = ("StatefulSet", "llink-coordinator");
-const WORKER: (&str, &str) = ("Deployment", "llink-worker");
-const POD: &str = "/spec/template/spec";
-const CONTAINER: &str = "/spec/template/spec/containers/0";
+const COORDINATOR: &str = "StatefulSet/llink-coordinator";
+const WORKER: &str = "Deployment/llink-worker";
 
-/// A fault: the object, the path in it, the key, the planted value (`None` removes the key), and a word of the expected
-/// text.
-#[allow(clippy::type_complexity)]
-fn planted() -> Vec<((&'static str, &'static str), String, &'static str, Option<Value>, &'static str)> {
-    let pod = |rest: &str| format!("{POD}{rest}");
-    let container = |rest: &str| format!("{CONTAINER}{rest}");
-    let top = |rest: &str| rest.to_owned();
+/// The short forms in paths.
+const SHORT: [(&str, &str); 4] = [
+    ("CONTAINER", "POD/containers/0"),
+    ("POD", "/spec/template/spec"),
+    ("LABELS", "podSelector/matchLabels"),
+    ("NAME", "app.kubernetes.io~1name"),
+];
+
+/// A fault: the object, the path of the value in it, the planted value (`None` removes it), and a word of the expected text.
+type Planted = (&'static str, &'static str, Option<Value>, &'static str);
+
+fn set(object: &'static str, path: &'static str, value: impl Into<Value>, word: &'static str) -> Planted {
+    (object, path, Some(value.into()), word)
+}
+
+fn removed(object: &'static str, path: &'static str, word: &'static str) -> Planted {
+    (object, path, None, word)
+}
+
+fn planted() -> Vec<Planted> {
     vec![
         // Misspelt and misplaced fields, wrong types.
-        (WORKER, pod(""), "terminationGracePeriod", Some(json!(3)), "no such field"),
-        (WORKER, container("/env/0"), "vaule", Some(json!("x")), "no such field"),
-        (WORKER, top("/spec"), "replicas", Some(json!("two")), "invalid type"),
-        (WORKER, top(""), "apiVersion", Some(json!("apps/v2")), "not known"),
-        (WORKER, container(""), "ports", Some(json!({})), "invalid type"),
+        set(WORKER, "POD/terminationGracePeriod", 3, "no such field"),
+        set(WORKER, "CONTAINER/env/0/vaule", "x", "no such field"),
+        set(WORKER, "/spec/replicas", "two", "invalid type"),
+        set(WORKER, "/apiVersion", "apps/v2", "not known"),
+        set(WORKER, "CONTAINER/ports", json!({}), "invalid type"),
         // Enums and quantities.
-        (WORKER, container(""), "imagePullPolicy", Some(json!("Sometimes")), "none of"),
-        (WORKER, pod("/topologySpreadConstraints/0"), "whenUnsatisfiable", Some(json!("ScheduleAnyhow")), "none of"),
-        (WORKER, pod("/tolerations/0"), "effect", Some(json!("NoScheduling")), "none of"),
-        (WORKER, pod("/volumes/3/emptyDir"), "medium", Some(json!("memory")), "none of"),
-        (
-            COORDINATOR,
-            top("/spec/volumeClaimTemplates/0/spec/accessModes"),
-            "0",
-            Some(json!("ReadWriteOnePod")),
-            "none of",
-        ),
-        (WORKER, container("/resources/limits"), "memory", Some(json!("64GB")), "no quantity"),
-        (WORKER, pod("/volumes/3/emptyDir"), "sizeLimit", Some(json!("8 Gi")), "no quantity"),
-        (WORKER, top("/metadata"), "name", Some(json!("llink_worker")), "not a name"),
+        set(WORKER, "CONTAINER/imagePullPolicy", "Sometimes", "none of"),
+        set(WORKER, "POD/topologySpreadConstraints/0/whenUnsatisfiable", "ScheduleAnyhow", "none of"),
+        set(WORKER, "POD/tolerations/0/effect", "NoScheduling", "none of"),
+        set(WORKER, "POD/volumes/3/emptyDir/medium", "memory", "none of"),
+        set(COORDINATOR, "/spec/volumeClaimTemplates/0/spec/accessModes/0", "ReadWriteOnePod", "none of"),
+        set(WORKER, "CONTAINER/resources/limits/memory", "64GB", "no quantity"),
+        set(WORKER, "POD/volumes/3/emptyDir/sizeLimit", "8 Gi", "no quantity"),
+        set(WORKER, "/metadata/name", "llink_worker", "not a name"),
         // The security of pods.
-        (WORKER, pod("/securityContext"), "runAsNonRoot", None, "runAsNonRoot"),
-        (WORKER, pod("/securityContext"), "runAsUser", Some(json!(0)), "other than root"),
-        (WORKER, pod("/securityContext/seccompProfile"), "type", Some(json!("Unconfined")), "RuntimeDefault"),
-        (WORKER, pod(""), "automountServiceAccountToken", Some(json!(true)), "automountServiceAccountToken"),
-        (WORKER, pod(""), "hostNetwork", Some(json!(true)), "opens the node"),
-        (WORKER, pod("/volumes/1"), "hostPath", Some(json!({ "path": "/" })), "hostPath"),
-        (WORKER, container("/securityContext"), "readOnlyRootFilesystem", Some(json!(false)), "readOnlyRootFilesystem"),
-        (WORKER, container("/securityContext"), "allowPrivilegeEscalation", None, "allowPrivilegeEscalation"),
-        (WORKER, container("/securityContext/capabilities"), "add", Some(json!(["NET_ADMIN"])), "capabilities"),
+        removed(WORKER, "POD/securityContext/runAsNonRoot", "runAsNonRoot"),
+        set(WORKER, "POD/securityContext/runAsUser", 0, "other than root"),
+        set(WORKER, "POD/securityContext/seccompProfile/type", "Unconfined", "RuntimeDefault"),
+        set(WORKER, "POD/automountServiceAccountToken", true, "automountServiceAccountToken"),
+        set(WORKER, "POD/hostNetwork", true, "opens the node"),
+        set(WORKER, "POD/volumes/1/hostPath", json!({ "path": "/" }), "hostPath"),
+        set(WORKER, "CONTAINER/securityContext/readOnlyRootFilesystem", false, "readOnlyRootFilesystem"),
+        removed(WORKER, "CONTAINER/securityContext/allowPrivilegeEscalation", "allowPrivilegeEscalation"),
+        set(WORKER, "CONTAINER/securityContext/capabilities/add", json!(["NET_ADMIN"]), "capabilities"),
         // Probes.
-        (WORKER, container(""), "livenessProbe", None, "livenessProbe is missing"),
-        (WORKER, container("/readinessProbe/grpc"), "port", Some(json!(7079)), "does not name"),
-        (WORKER, container("/livenessProbe/grpc"), "service", Some(json!("ready")), "process alone"),
-        (WORKER, container("/startupProbe"), "exec", Some(json!({ "command": ["true"] })), "exactly one"),
+        removed(WORKER, "CONTAINER/livenessProbe", "livenessProbe is missing"),
+        set(WORKER, "CONTAINER/readinessProbe/grpc/port", 7079, "does not name"),
+        set(WORKER, "CONTAINER/livenessProbe/grpc/service", "ready", "process alone"),
+        set(WORKER, "CONTAINER/startupProbe/exec", json!({ "command": ["true"] }), "exactly one"),
         // Images and resources.
-        (WORKER, container(""), "image", Some(json!("llink-cuda:latest")), "not fixed"),
-        (WORKER, container(""), "image", Some(json!("registry:5000/llink-cuda")), "not fixed"),
-        (WORKER, container("/resources/limits"), "nvidia.com/gpu", Some(json!("2")), "must be the same"),
-        (WORKER, container("/resources/limits"), "memory", None, "no memory limit"),
-        (WORKER, container("/resources/requests"), "memory", Some(json!("96Gi")), "more memory"),
-        (WORKER, pod("/volumes/3/emptyDir"), "sizeLimit", Some(json!("64Gi")), "as large as the memory limit"),
-        (WORKER, pod("/volumes/1/emptyDir"), "sizeLimit", None, "no sizeLimit"),
-        (WORKER, pod(""), "terminationGracePeriodSeconds", Some(json!(60)), "LLINK_GRACE_S"),
+        set(WORKER, "CONTAINER/image", "llink-cuda:latest", "not fixed"),
+        set(WORKER, "CONTAINER/image", "registry:5000/llink-cuda", "not fixed"),
+        set(WORKER, "CONTAINER/resources/limits/nvidia.com~1gpu", "2", "must be the same"),
+        removed(WORKER, "CONTAINER/resources/limits/memory", "no memory limit"),
+        set(WORKER, "CONTAINER/resources/requests/memory", "96Gi", "more memory"),
+        set(WORKER, "POD/volumes/3/emptyDir/sizeLimit", "64Gi", "as large as the memory limit"),
+        removed(WORKER, "POD/volumes/1/emptyDir/sizeLimit", "no sizeLimit"),
+        set(WORKER, "POD/terminationGracePeriodSeconds", 60, "LLINK_GRACE_S"),
         // References.
-        (WORKER, pod(""), "serviceAccountName", Some(json!("llink-wrker")), "no ServiceAccount"),
-        (WORKER, container("/volumeMounts/0"), "name", Some(json!("tsl")), "no such volume"),
-        (WORKER, container("/volumeMounts/1"), "mountPath", Some(json!("/etc/llink/tls")), "mounted twice"),
-        (WORKER, container("/volumeMounts/0"), "mountPath", Some(json!("/etc/llink/tsl")), "lies in no volume"),
-        (WORKER, pod("/volumes/0/secret"), "secretName", Some(json!("llink-tls")), "no Secret"),
-        (WORKER, container("/envFrom/0/secretRef"), "optional", None, "no Secret"),
-        (WORKER, container("/env/9/valueFrom/configMapKeyRef"), "key", Some(json!("allow-roots")), "no key"),
-        (WORKER, container("/env/9/valueFrom/configMapKeyRef"), "name", Some(json!("llink-setting")), "no ConfigMap"),
-        (WORKER, top("/spec/selector/matchLabels"), "app.kubernetes.io/name", Some(json!("worker")), "its own pods"),
-        (COORDINATOR, top("/spec"), "serviceName", Some(json!("coordinator")), "no Service"),
-        (COORDINATOR, top("/spec"), "replicas", Some(json!(2)), "replicas must be 1"),
-        (
-            COORDINATOR,
-            top("/spec/volumeClaimTemplates/0/spec"),
-            "accessModes",
-            Some(json!(["ReadWriteOnce"])),
-            "ReadWriteOncePod",
-        ),
-        (
-            ("Service", "llink-coordinator"),
-            top("/spec/selector"),
-            "app.kubernetes.io/name",
-            Some(json!("coordinator")),
-            "picks no pod",
-        ),
-        (("Service", "llink-coordinator"), top("/spec/ports/0"), "targetPort", Some(json!("grcp")), "no port of"),
-        (
-            ("PodDisruptionBudget", "llink-worker"),
-            top("/spec/selector"),
-            "matchLabels",
-            Some(json!({ "app.kubernetes.io/name": "llink-coordinator" })),
+        set(WORKER, "POD/serviceAccountName", "llink-wrker", "no ServiceAccount"),
+        set(WORKER, "CONTAINER/volumeMounts/0/name", "tsl", "no such volume"),
+        set(WORKER, "CONTAINER/volumeMounts/1/mountPath", "/etc/llink/tls", "mounted twice"),
+        set(WORKER, "CONTAINER/volumeMounts/0/mountPath", "/etc/llink/tsl", "lies in no volume"),
+        set(WORKER, "POD/volumes/0/secret/secretName", "llink-tls", "no Secret"),
+        removed(WORKER, "CONTAINER/envFrom/0/secretRef/optional", "no Secret"),
+        set(WORKER, "CONTAINER/env/9/valueFrom/configMapKeyRef/key", "allow-roots", "no key"),
+        set(WORKER, "CONTAINER/env/9/valueFrom/configMapKeyRef/name", "llink-setting", "no ConfigMap"),
+        set(WORKER, "/spec/selector/matchLabels/NAME", "worker", "its own pods"),
+        set(COORDINATOR, "/spec/serviceName", "coordinator", "no Service"),
+        set(COORDINATOR, "/spec/replicas", 2, "replicas must be 1"),
+        set(COORDINATOR, "/spec/volumeClaimTemplates/0/spec/accessModes", json!(["ReadWriteOnce"]), "ReadWriteOncePod"),
+        set("Service/llink-coordinator", "/spec/selector/NAME", "coordinator", "picks no pod"),
+        set("Service/llink-coordinator", "/spec/ports/0/targetPort", "grcp", "no port of"),
+        set(
+            "PodDisruptionBudget/llink-worker",
+            "/spec/selector/matchLabels",
+            json!({ "app.kubernetes.io/name": "llink-coordinator" }),
             "blocks the drain",
         ),
-        (("PodDisruptionBudget", "llink-worker"), top("/spec"), "maxUnavailable", Some(json!(0)), "blocks drains"),
-        (("ConfigMap", "llink-settings"), top("/metadata"), "namespace", Some(json!("default")), "another namespace"),
+        set("PodDisruptionBudget/llink-worker", "/spec/maxUnavailable", 0, "blocks drains"),
+        set("ConfigMap/llink-settings", "/metadata/namespace", "default", "another namespace"),
         // Faults that a real control plane showed.
-        (WORKER, pod("/topologySpreadConstraints/0"), "matchLabelKeys", None, "pods of the last rollout"),
-        (COORDINATOR, container("/env/0"), "value", Some(json!("0.0.0.0:7070")), "only [::] serves"),
-        (WORKER, container("/env/5"), "value", Some(json!("0.0.0.0:7071")), "only [::] serves"),
-        (WORKER, container("/env/7"), "name", Some(json!("HF_HOMES")), "HF_HOME is not set"),
-        (("ConfigMap", "llink-settings"), top("/metadata"), "annotations", None, "keep the old values"),
-        (("ServiceAccount", "llink-worker"), top(""), "kind", Some(json!("Namespace")), "deletes the state"),
+        removed(WORKER, "POD/topologySpreadConstraints/0/matchLabelKeys", "pods of the last rollout"),
+        set(COORDINATOR, "CONTAINER/env/0/value", "0.0.0.0:7070", "only [::] serves"),
+        set(WORKER, "CONTAINER/env/5/value", "0.0.0.0:7071", "only [::] serves"),
+        set(WORKER, "CONTAINER/env/7/name", "HF_HOMES", "HF_HOME is not set"),
+        removed("ConfigMap/llink-settings", "/metadata/annotations", "keep the old values"),
+        set("ServiceAccount/llink-worker", "/kind", "Namespace", "deletes the state"),
         // Network.
-        (
-            ("NetworkPolicy", "clients"),
-            top("/spec/egress/0/to/0/podSelector/matchLabels"),
-            "app.kubernetes.io/name",
-            Some(json!("llink-worker")),
-            "nothing lets them out",
-        ),
-        (
-            ("NetworkPolicy", "names"),
-            top("/spec/egress/0/to/0/podSelector/matchLabels"),
-            "k8s-app",
-            Some(json!("coredns")),
-            "no pod may ask kube-dns",
-        ),
-        (
-            ("NetworkPolicy", "names"),
-            top("/spec/egress/0/to/1/podSelector/matchLabels"),
-            "k8s-app",
-            Some(json!("nodelocaldns")),
+        set("NetworkPolicy/clients", "/spec/egress/0/to/0/LABELS/NAME", "llink-worker", "nothing lets them out"),
+        set("NetworkPolicy/names", "/spec/egress/0/to/0/LABELS/k8s-app", "coredns", "no pod may ask kube-dns"),
+        set(
+            "NetworkPolicy/names",
+            "/spec/egress/0/to/1/LABELS/k8s-app",
+            "nodelocaldns",
             "the pods of NodeLocal DNSCache",
         ),
-        (
-            ("NetworkPolicy", "names"),
-            top("/spec/egress/0/to/2/ipBlock"),
-            "cidr",
-            Some(json!("169.254.20.0/32")),
-            "NodeLocal DNSCache at",
-        ),
-        (("NetworkPolicy", "names"), top("/spec/egress/1/ports/0"), "port", Some(json!(53)), "OpenShift"),
-        (
-            ("NetworkPolicy", "default-deny"),
-            top("/spec/podSelector"),
-            "matchLabels",
-            Some(json!({ "a": "b" })),
-            "denies all traffic",
-        ),
-        (
-            ("NetworkPolicy", "coordinator"),
-            top("/spec/podSelector/matchLabels"),
-            "app.kubernetes.io/name",
-            Some(json!("coordinator")),
-            "picks no pod",
-        ),
-        (
-            ("NetworkPolicy", "coordinator"),
-            top("/spec/ingress/0/ports/0"),
-            "port",
-            Some(json!("grcp")),
-            "not a port of the called pods",
-        ),
-        (("NetworkPolicy", "coordinator"), top("/spec/ingress/1"), "from", None, "opens to everybody"),
-        (("NetworkPolicy", "workers"), top("/spec"), "policyTypes", Some(json!(["Ingress"])), "not the type Egress"),
-        (
-            ("NetworkPolicy", "workers"),
-            top("/spec/egress/1/to/0/podSelector/matchLabels"),
-            "app.kubernetes.io/name",
-            Some(json!("llink-coordinators")),
+        set("NetworkPolicy/names", "/spec/egress/0/to/2/ipBlock/cidr", "169.254.20.0/32", "NodeLocal DNSCache at"),
+        set("NetworkPolicy/names", "/spec/egress/1/ports/0/port", 53, "OpenShift"),
+        set("NetworkPolicy/default-deny", "/spec/LABELS", json!({ "a": "b" }), "denies all traffic"),
+        set("NetworkPolicy/coordinator", "/spec/LABELS/NAME", "coordinator", "picks no pod"),
+        set("NetworkPolicy/coordinator", "/spec/ingress/0/ports/0/port", "grcp", "not a port of the called pods"),
+        removed("NetworkPolicy/coordinator", "/spec/ingress/1/from", "opens to everybody"),
+        set("NetworkPolicy/workers", "/spec/policyTypes", json!(["Ingress"]), "not the type Egress"),
+        set(
+            "NetworkPolicy/workers",
+            "/spec/egress/1/to/0/LABELS/NAME",
+            "llink-coordinators",
             "may not call the coordinator",
         ),
-        (("NetworkPolicy", "workers"), top("/spec/ingress/0/ports/0"), "port", Some(json!(7000)), "on every port"),
+        set("NetworkPolicy/workers", "/spec/ingress/0/ports/0/port", 7000, "on every port"),
     ]
 }
 
 #[test]
 fn each_planted_fault_is_named() {
-    for ((kind, name), at, key, value, word) in planted() {
+    for (named, path, value, word) in planted() {
         let mut set = base();
-        let place =
-            object(&mut set, kind, name).pointer_mut(&at).unwrap_or_else(|| panic!("{kind}/{name} has no {at}"));
+        let (kind, name) = named.split_once('/').unwrap();
+        let path = SHORT.iter().fold(path.to_owned(), |path, (short, long)| path.replace(short, long));
+        let (at, key) = path.rsplit_once('/').unwrap();
+        let key = key.replace("~1", "/");
+        let place = object(&mut set, kind, name).pointer_mut(at).unwrap_or_else(|| panic!("{named} has no {at}"));
         match (place, value.clone()) {
-            (Value::Object(fields), Some(value)) => drop(fields.insert(key.into(), value)),
-            (Value::Object(fields), None) => {
-                assert!(fields.remove(key).is_some(), "{kind}/{name}{at} has no {key}");
-            }
+            (Value::Object(fields), Some(value)) => drop(fields.insert(key, value)),
+            (Value::Object(fields), None) => assert!(fields.remove(&key).is_some(), "{named}{at} has no {key}"),
             (Value::Array(items), Some(value)) => items[key.parse::<usize>().unwrap()] = value,
-            (other, _) => panic!("{kind}/{name}{at} is {other}"),
+            (other, _) => panic!("{named}{at} is {other}"),
         }
         let found = faults(&set);
         assert!(
             found.iter().any(|fault| fault.contains(word)),
-            "{kind}/{name}{at}/{key} = {value:?}: expected a fault with {word:?}, found {found:#?}"
+            "{named}{path} = {value:?}: expected a fault with {word:?}, found {found:#?}"
         );
     }
 }
