@@ -26,37 +26,21 @@ struct Inspect {
     rows: usize,
 }
 
-/// A command that failed, with the exit code that `llink-coord` documents.
-#[derive(Debug)]
+/// A command that failed: what to print, and the exit code that `llink-coord` documents.
 struct Failed {
     text: String,
-    exit: Exit,
-}
-
-#[derive(Debug, Clone, Copy)]
-#[repr(u8)]
-enum Exit {
-    Internal = 1,
-    Usage = 2,
-    Input = 3,
-    Storage = 4,
+    exit: u8,
 }
 
 impl Failed {
-    fn new(exit: Exit, text: impl Into<String>) -> Self {
-        let text = text.into();
-        Self { text, exit }
-    }
+    const INTERNAL: u8 = 1;
+    const USAGE: u8 = 2;
+    const INPUT: u8 = 3;
 }
 
 impl From<llink_datasets::Error> for Failed {
     fn from(error: llink_datasets::Error) -> Self {
-        let exit = match error {
-            llink_datasets::Error::Store { .. } => Exit::Storage,
-            llink_datasets::Error::Url { .. } => Exit::Usage,
-            _ => Exit::Input,
-        };
-        Self::new(exit, error.to_string())
+        Self { text: error.to_string(), exit: error.exit_code() }
     }
 }
 
@@ -75,7 +59,7 @@ fn main() -> ExitCode {
         Err(failed) => {
             let text = redacted(&format!("llink-coord inspect: {}", failed.text)).to_string();
             let _ = writeln!(std::io::stderr(), "{}", shown::text(&text));
-            ExitCode::from(failed.exit as u8)
+            ExitCode::from(failed.exit)
         }
     }
 }
@@ -83,7 +67,8 @@ fn main() -> ExitCode {
 fn run(inspect: &Inspect) -> Result<(), Failed> {
     // Polars waits for its own futures, which a runtime of one thread refuses.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|error| Failed::new(Exit::Internal, format!("cannot start: {error}")))?;
+    let refused = |error| Failed { text: format!("cannot start: {error}"), exit: Failed::INTERNAL };
+    let runtime = runtime.map_err(refused)?;
     runtime.block_on(async {
         match &inspect.sql {
             Some(sql) => tables::query(&inspect.url, sql, inspect.rows).await,

@@ -56,7 +56,7 @@ pub struct Failed {
 }
 
 /// Exit codes. `docs/running.md` documents them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::FromRepr)]
 #[repr(u8)]
 pub enum Exit {
     /// A fault in llink occurred, or something unforeseen.
@@ -86,11 +86,10 @@ impl Exit {
         Failed { text: text.into(), exit: self }
     }
 
-    /// Returns the exit code for a worker's exit code.
+    /// Returns the exit code of a worker or of an error of a store.
     #[cfg(feature = "embedded")]
-    fn of_worker(code: u8) -> Self {
-        let known = [Self::Usage, Self::Resources, Self::Unavailable, Self::Denied, Self::WorkLeft];
-        known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Internal)
+    fn of(code: u8) -> Self {
+        Self::from_repr(code).unwrap_or(Self::Internal)
     }
 }
 
@@ -108,12 +107,7 @@ impl From<StateError> for Failed {
 #[cfg(feature = "embedded")]
 impl From<llink_datasets::Error> for Failed {
     fn from(error: llink_datasets::Error) -> Self {
-        let exit = match error {
-            llink_datasets::Error::Store { .. } => Exit::Storage,
-            llink_datasets::Error::Url { .. } => Exit::Usage,
-            _ => Exit::Input,
-        };
-        exit.because(error.to_string())
+        Exit::of(error.exit_code()).because(error.to_string())
     }
 }
 
@@ -296,7 +290,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         #[cfg(feature = "embedded")]
         Command::Worker(args) => llink_worker::cli::run(args, BUILT_IN)
             .await
-            .map_err(|e| Exit::of_worker(llink_worker::cli::exit_code(&e)).because(format!("{e:#}"))),
+            .map_err(|e| Exit::of(llink_worker::cli::exit_code(&e)).because(format!("{e:#}"))),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Certs(certs) => certs.run(),
