@@ -50,8 +50,7 @@ fn job(trial: &Trial, output: &str) -> SubmitRequest {
 
 #[tokio::test]
 async fn certificates_of_another_authority_and_none_at_all_are_refused() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let url = &coordinator.url;
     assert!(url.starts_with("https://"), "{url}");
     assert_eq!(lists(url, &trial.certificate("eve")).await, Ok(()));
@@ -68,59 +67,53 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
     coordinator.stop().await.unwrap();
 }
 
-async fn worker_ends(arguments: &[&str]) -> (Option<i32>, String) {
+async fn worker_ends(line: &str) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"));
-    command.arg("worker").args(arguments).kill_on_drop(true);
+    command.arg("worker").args(line.split(' ')).kill_on_drop(true);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(60), command.output()).await;
     let output = ended.expect("it ends by itself").unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+const NOBODY: &str = "--coordinator http://127.0.0.1:9";
+
 #[tokio::test]
 async fn a_workers_exit_code_says_why_it_does_not_work() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
-    let cert = |name: &str| trial.path("certs").join(name).to_string_lossy().into_owned();
-    let (ca, crt, key) = (cert("ca.crt"), cert("eve.crt"), cert("eve.key"));
-    let reader = ["--coordinator", &coordinator.url, "--tls-ca", &ca, "--tls-cert", &crt, "--tls-key", &key];
-    let (code, said) = worker_ends(&reader).await;
+    let (trial, coordinator) = Trial::served().await;
+    let (code, said) = worker_ends(&trial.arguments(&coordinator.url, "eve")).await;
     assert_eq!(code, Some(8), "who may only read: {said}");
     coordinator.stop().await.unwrap();
-    let nobody = "http://127.0.0.1:9";
-    let (code, said) = worker_ends(&["--coordinator", nobody, "--connect-timeout", "1"]).await;
-    assert!(code == Some(6) && said.contains("no coordinator at"), "{code:?}: {said}");
-    let (code, said) = worker_ends(&["--coordinator", nobody, "--device", "cuda:99"]).await;
-    assert!(code == Some(5) && said.contains("cuda:99"), "{code:?}: {said}");
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().to_string();
-    let (code, said) = worker_ends(&["--coordinator", nobody, "--health", &port]).await;
-    assert!(code == Some(6) && said.contains("--health"), "{code:?}: {said}");
-    let (code, said) = worker_ends(&["--coordinator", "no url"]).await;
+    let (code, said) = worker_ends("--coordinator no-url").await;
     assert_eq!(code, Some(2), "{said}");
-    let (code, said) = worker_ends(&["--coordinator", nobody, "--allow-root", "not/absolute"]).await;
-    assert!(code == Some(2) && said.contains("--allow-root"), "{code:?}: {said}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = format!("--health {}", taken.local_addr().unwrap());
+    for (more, expected, word) in [
+        ("--connect-timeout 1", 6, "no coordinator at"),
+        ("--device cuda:99", 5, "cuda:99"),
+        (health.as_str(), 6, "--health"),
+        ("--allow-root not/absolute", 2, "--allow-root"),
+    ] {
+        let (code, said) = worker_ends(&format!("{NOBODY} {more}")).await;
+        assert!(code == Some(expected) && said.contains(word), "{more}: {code:?}: {said}");
+    }
 }
 
 #[tokio::test]
 async fn a_worker_that_is_told_to_stop_ends_with_0_only_if_no_job_runs() {
     // Nobody has said that no job runs.
-    let (code, said) = worker_is_stopped("http://127.0.0.1:9", "cannot reach").await;
+    let (code, said) = worker_is_stopped(NOBODY, "cannot reach").await;
     assert!(code == Some(75) && said.contains("another worker"), "{code:?}: {said}");
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
-    let cert = |name: &str| trial.path("certs").join(name).to_string_lossy().into_owned();
-    let (ca, crt, key) = (cert("ca.crt"), cert("worker.crt"), cert("worker.key"));
-    let idle = format!("{} --tls-ca {ca} --tls-cert {crt} --tls-key {key}", coordinator.url);
-    let (code, said) = worker_is_stopped(&idle, "registered").await;
+    let (trial, coordinator) = Trial::served().await;
+    let (code, said) = worker_is_stopped(&trial.arguments(&coordinator.url, "worker"), "registered").await;
     assert_eq!(code, Some(0), "{said}");
     coordinator.stop().await.unwrap();
 }
 
 /// Returns how a worker ends that gets SIGTERM once it has printed `word`, and its output.
-async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, String) {
+async fn worker_is_stopped(line: &str, word: &str) -> (Option<i32>, String) {
     let mut worker = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"))
-        .args(["worker", "--coordinator"])
-        .args(coordinator.split(' '))
+        .arg("worker")
+        .args(line.split(' '))
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -142,8 +135,7 @@ async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, Strin
 
 #[tokio::test]
 async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let authority = trial.authority("certs");
     trial.write("gone", &authority::make(&wanted(Duration::seconds(-60)), Some(&authority)).unwrap());
     assert!(lists(&coordinator.url, &trial.certificate_of("gone", "ada")).await.is_err(), "it ran out a minute ago");
@@ -159,8 +151,7 @@ async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() 
 
 #[tokio::test]
 async fn roles_are_held_to_their_calls_and_people_to_their_own_jobs() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let url = &coordinator.url;
     let mut eve = jobs(url, &trial.certificate("eve")).await.unwrap();
     let mut ada = jobs(url, &trial.certificate("ada")).await.unwrap();
@@ -229,8 +220,7 @@ async fn tokens_count_until_they_run_out_and_a_join_token_admits_one_process() {
 
 #[tokio::test]
 async fn a_worker_cannot_act_in_the_name_of_another() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let url = &coordinator.url;
     let mut submitter = jobs(url, &trial.certificate("ada")).await.unwrap();
     submitter.submit(job(&trial, "out")).await.unwrap();
@@ -286,8 +276,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
 
 #[tokio::test]
 async fn a_worker_without_a_secret_or_with_a_strange_name_is_refused() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let (endpoint, caller) = trial.certificate("worker").endpoint(&coordinator.url).unwrap();
     let channel = endpoint.connect().await.unwrap();
     let mut bare = llink_proto::worker_service_client::WorkerServiceClient::with_interceptor(channel, caller);
@@ -301,8 +290,7 @@ async fn a_worker_without_a_secret_or_with_a_strange_name_is_refused() {
 
 #[tokio::test]
 async fn jobs_stay_below_the_allowed_roots() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
     for output in ["/etc/llink", "../outside", "s3://elsewhere/x", "http://169.254.169.254/latest"] {
         let status = ada.submit(job(&trial, output)).await.unwrap_err();
@@ -326,8 +314,7 @@ async fn jobs_stay_below_the_allowed_roots() {
 #[tokio::test]
 async fn plain_text_on_a_tls_port_gets_nowhere_and_harms_nobody() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let plain = coordinator.url.replace("https://", "http://");
     let said = lists(&plain, &Credentials::default()).await.unwrap_err();
     assert!(!said.is_empty());
@@ -352,8 +339,7 @@ async fn plain_text_on_a_tls_port_gets_nowhere_and_harms_nobody() {
 
 #[tokio::test]
 async fn certificates_and_tokens_that_change_are_read_anew() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let url = &coordinator.url;
     let old = trial.certificate("ada");
     assert_eq!(lists(url, &old).await, Ok(()));
@@ -400,8 +386,7 @@ async fn is_closed(stream: &mut tokio::net::TcpStream) -> bool {
 
 #[tokio::test]
 async fn silent_connections_lock_nobody_out_and_are_closed_within_seconds() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let url = &coordinator.url;
     // Six hundred come from the person's own address, and as many from another one.
     let mut held = silent(url, "127.0.0.1", 600).await;
@@ -461,8 +446,7 @@ async fn wrong_tokens_slow_down_and_fill_no_log() {
 
 #[tokio::test]
 async fn events_come_in_pages() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
     let submitted = ada.submit(job(&trial, "out")).await.unwrap().into_inner();
     let id = submitted.job.unwrap().id;
@@ -493,8 +477,7 @@ async fn events_come_in_pages() {
 
 #[tokio::test]
 async fn a_refusal_that_repeats_what_it_was_given_still_arrives() {
-    let trial = Trial::new();
-    let coordinator = trial.serve().await;
+    let (trial, coordinator) = Trial::served().await;
     let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
     for long in ["x".repeat(1 << 20), "ខ្មែរ".repeat(100_000)] {
         let mut request = job(&trial, "out");

@@ -5,19 +5,21 @@
 mod common;
 #[path = "common/http.rs"]
 mod http;
+#[path = "../../datasets/tests/support/moto.rs"]
+mod moto;
 #[path = "../../datasets/tests/support/skip.rs"]
 mod skip;
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse;
-use common::{Place, SMALL, eventually};
+use common::{Place, SMALL, done, eventually, says_all};
+use moto::{Moto, settings};
 use serde_json::json;
 use skip::python_with;
 
@@ -86,8 +88,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
     let (url, endpoint) = Endpoint::start();
     let place = Place::new(&synthesis(&url, 60));
     let submit = |args: &[&str]| {
-        let output = place.command(args).env("LLINK_TEST_KEY", KEY).env("LLINK_LOG", "trace").output().unwrap();
-        assert!(output.status.success(), "{}", common::text(&output));
+        let output = done(place.command(args).env("LLINK_TEST_KEY", KEY).env("LLINK_LOG", "trace"));
         common::text(&output)
     };
     let said = submit(&["submit", "job.toml", "--workers", "1"]);
@@ -132,8 +133,7 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
         let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
     }
     let before = endpoint.asked();
-    let output = place.command(&["submit", "job.toml"]).env("LLINK_TEST_KEY", KEY).output().unwrap();
-    assert!(output.status.success(), "{}", common::text(&output));
+    done(place.command(&["submit", "job.toml"]).env("LLINK_TEST_KEY", KEY));
     assert!(endpoint.asked() > before, "it was killed before it was done");
     // Each of two workers had four requests under way when it died.
     assert!(endpoint.again() <= 8, "{} answers were asked for again", endpoint.again());
@@ -145,37 +145,31 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
 fn a_key_that_is_not_set_is_said_before_anything_is_asked() {
     let (url, endpoint) = Endpoint::start();
     let place = Place::new(&synthesis(&url, 60));
-    let said = place.fails(3, &["submit", "job.toml", "--workers", "1"]);
-    assert!(said.contains("LLINK_TEST_KEY") && said.contains("not set"), "{said}");
+    place.refuses(3, &["submit", "job.toml", "--workers", "1"], &["LLINK_TEST_KEY", "not set"]);
     assert_eq!(endpoint.asked(), 0);
 }
 
 #[test]
 fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
+    needs_inspect();
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
     assert!(place.ok(&["verify", "out"]).contains("all as the manifests say"));
 
     let shown = place.ok(&["inspect", "out/shard"]);
-    for part in ["pairs/train: 1,200 rows", "characters of foreign", "█", "foreign_chars", "llink.schema_version = 1"]
-    {
-        assert!(shown.contains(part), "{part}: {shown}");
-    }
-    assert!(place.ok(&["inspect", "out/embed"]).contains("norms of the vectors: "));
-    assert!(shown.contains("source: 1 values") && shown.contains("… and 1,190 more rows"), "{shown}");
+    says_all(&shown, &["pairs/train: 1,200 rows", "characters of foreign", "█", "foreign_chars"]);
+    says_all(&shown, &["llink.schema_version = 1", "source: 1 values", "… and 1,190 more rows"]);
+    says_all(&place.ok(&["inspect", "out/embed"]), &["norms of the vectors: "]);
     let query = "select count(*) as n, max(foreign_chars) as longest from pairs_holdout";
-    let answer = place.ok(&["inspect", "out", "--sql", query]);
-    assert!(answer.contains("300") && answer.contains("longest"), "{answer}");
-    let said = place.fails(2, &["inspect", "out", "--sql", "select * from paris_train"]);
-    assert!(said.contains("pairs_train"), "{said}");
+    says_all(&place.ok(&["inspect", "out", "--sql", query]), &["300", "longest"]);
+    place.refuses(2, &["inspect", "out", "--sql", "select * from paris_train"], &["pairs_train"]);
 
     let shards = walk(&place.path("out/shard"), "00000.parquet");
     let mut content = std::fs::read(&shards[0]).unwrap();
     let middle = content.len() / 2;
     content[middle] ^= 1;
     std::fs::write(&shards[0], content).unwrap();
-    let said = place.fails(3, &["verify", "out"]);
-    assert!(said.contains("00000.parquet: SHA-256 is"), "{said}");
+    place.refuses(3, &["verify", "out"], &["00000.parquet: SHA-256 is"]);
 }
 
 #[test]
@@ -187,78 +181,47 @@ fn the_readmes_python_runs_as_it_stands() {
     let place = Place::new(&SMALL.replace("output = \"out\"", "output = \"llink-out\""));
     place.ok(&["submit", "job.toml"]);
     for snippet in snippets {
-        let run = Command::new(&python).args(["-c", snippet]).current_dir(place.dir.path()).output().unwrap();
-        assert!(run.status.success(), "{snippet}\n{}", common::text(&run));
+        done(Command::new(&python).args(["-c", snippet]).current_dir(place.dir.path()));
     }
 }
 
-const MOTO: &str = "
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
-server.start()
-import urllib.request
-port = server.get_host_and_port()[1]
-urllib.request.urlopen(urllib.request.Request(f'http://127.0.0.1:{port}/jobs', method='PUT'))
-print('port', port, flush=True)
-sys.stdin.read()
-";
-
-/// Starts moto's S3 on loopback, with a bucket `jobs`. Returns `None` if no Python has it.
-fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
-    let python = python_with(&["moto.server"])?;
-    let mut child = Command::new(python)
-        .args(["-c", MOTO])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // The other messages of its start are not read.
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let port = lines.find_map(|line| line.unwrap().strip_prefix("port ").map(str::to_owned)).unwrap();
-    let settings = [
-        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
-        ("AWS_ALLOW_HTTP", "true".into()),
-        ("AWS_ACCESS_KEY_ID", "test".into()),
-        ("AWS_SECRET_ACCESS_KEY", "test".into()),
-        ("AWS_REGION", "us-east-1".into()),
-    ];
-    let settings = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
-    let running = common::Running { child, log: std::path::PathBuf::new() };
-    Some((running, settings))
+/// Asserts that the program behind `inspect` is built, which these tests do not do by themselves.
+fn needs_inspect() {
+    let program = std::path::Path::new(common::BINARY).with_file_name("llink-inspect");
+    assert!(program.is_file(), "no {}: build it with `cargo build --release -p llink-inspect`", program.display());
 }
 
 #[test]
 fn a_coordinator_whose_volume_is_lost_restores_itself_from_an_object_store() {
-    let Some((_server, settings)) = moto() else { return };
+    let Some(s3) = Moto::start("jobs") else { return };
     let place = Place::new(SMALL);
     let serve = |state: &str| {
         let log = place.path(&format!("{state}.log"));
         let file = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let args = ["serve", "--listen", "127.0.0.1:0", "--state", state, "--replica", "s3://jobs/state"];
         let mut command = place.command(&args);
-        let child = command.envs(settings.clone()).stdout(file()).stderr(file()).spawn().unwrap();
+        let child = command.envs(settings(s3.port)).stdout(file()).stderr(file()).spawn().unwrap();
         let mut running = common::Running { child, log };
         let url = running.says(common::LISTENS);
         (running, url)
     };
     let (first, url) = serve("first");
-    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
+    let id = &*place.submit_to(&url);
     drop(first);
     let (second, url) = serve("second");
     assert!(second.log().contains("is restored from s3://jobs/state"), "{}", second.log());
-    assert!(place.ok(&["list", "--coordinator", &url]).contains(id.trim()));
+    assert!(place.ok(&["list", "--coordinator", &url]).contains(id));
 }
 
 #[test]
 fn the_same_job_reads_from_and_writes_to_an_object_store() {
-    let Some((_server, settings)) = moto() else { return };
+    needs_inspect();
+    let Some(s3) = Moto::start("jobs") else { return };
     let place = Place::new(&SMALL.replace("source = \"sample\"\ntrain_pairs", "source = \"pairs.tsv\"\ntrain_pairs"));
     place.ok(&["sample", ".", "--pairs", "2500", "--instructions", "10"]);
     place.ok(&["submit", "job.toml"]);
     let upload = async {
-        let store = llink_datasets::store::Store::open_with("s3://jobs/in", settings.clone()).unwrap();
+        let store = llink_datasets::store::Store::open_with("s3://jobs/in", settings(s3.port)).unwrap();
         let content = std::fs::read(place.path("pairs.tsv")).unwrap();
         store.put("pairs.tsv", content.into()).await.unwrap();
     };
@@ -266,11 +229,7 @@ fn the_same_job_reads_from_and_writes_to_an_object_store() {
     let job = place.read("job.toml");
     let job = job.replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"").replace("\"out\"", "\"s3://jobs/out\"");
     place.write("s3.toml", job);
-    let run = |args: &[&str]| {
-        let output = place.command(args).envs(settings.clone()).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", common::text(&output));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let run = |args: &[&str]| String::from_utf8(done(place.command(args).envs(settings(s3.port))).stdout).unwrap();
     assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("succeeded in"));
     assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("nothing to do"));
     assert!(run(&["verify", "s3://jobs/out"]).contains("all as the manifests say"));
@@ -351,9 +310,7 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let url = signed_file("sv=2024&sig=5ecretsignature", faulty.into_bytes());
     let address = format!("{url}/corpora/km.tsv?sv=2024&sig=5ecretsignature");
     let place = Place::new(&own_corpus(&format!("{address:?}")));
-    let output = place.command(&["submit", "job.toml"]).env("LLINK_LOG", "trace").output().unwrap();
-    let said = common::text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = common::text(&done(place.command(&["submit", "job.toml"]).env("LLINK_LOG", "trace")));
     assert!(!said.contains(SECRET), "{said}");
     let report = place.read("out/report.json");
     assert!(report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")), "{report}");
@@ -372,11 +329,10 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
 
 #[test]
 fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
+    needs_inspect();
     let place = Place::new(&own_corpus("[\"a/train.tsv\", \"b/train.tsv\"]"));
     let pairs = hundred_pairs();
     let (first, second) = pairs.split_at(pairs.match_indices('\n').nth(49).unwrap().0 + 1);
-    std::fs::create_dir_all(place.path("a")).unwrap();
-    std::fs::create_dir_all(place.path("b")).unwrap();
     place.write("a/train.tsv", first);
     place.write("b/train.tsv", second.replace('\n', "\r"));
     place.ok(&["submit", "job.toml"]);
@@ -387,5 +343,5 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
     let warnings = report["warnings"].to_string();
     assert!(warnings.contains("b/train.tsv ends its lines with carriage returns"), "{warnings}");
     let table = place.ok(&["inspect", "out", "--sql", "select source, count(*) as n from pairs_train group by source"]);
-    assert!(table.contains("a/train.tsv") && table.contains("b/train.tsv"), "{table}");
+    says_all(&table, &["a/train.tsv", "b/train.tsv"]);
 }

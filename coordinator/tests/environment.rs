@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BINARY, Place, SMALL, text};
+use common::{BINARY, Place, SMALL, done, free_address, says_all, text};
 
 /// Returns every variable that sets some option of this program, according to its help pages.
 fn variables() -> Vec<String> {
@@ -29,63 +29,55 @@ fn an_empty_variable_is_as_one_that_is_not_set() {
     let with_empty = |args: &[&str]| {
         let mut command = place.command(args);
         command.envs(variables().into_iter().map(|name| (name, "")));
-        command.output().unwrap()
+        command
     };
-    let output = with_empty(&["submit", "job.toml", "--workers", "2"]);
-    assert!(output.status.success(), "{}", text(&output));
+    done(&mut with_empty(&["submit", "job.toml", "--workers", "2"]));
     assert!(place.path(".llink/state.db").exists(), "the default counts");
-    let output = with_empty(&["list"]);
-    assert!(text(&output).contains("succeeded"), "{}", text(&output));
-    let said = text(&with_empty(&["worker"]));
+    says_all(&text(&done(&mut with_empty(&["list"]))), &["succeeded"]);
+    let said = text(&with_empty(&["worker"]).output().unwrap());
     assert!(said.contains("--coordinator"), "what is needed is asked for: {said}");
 }
 
 #[test]
 fn what_is_meant_for_a_cluster_does_not_reach_the_workers_of_submit() {
     let place = Place::new(SMALL);
-    let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let health = health.local_addr().unwrap().to_string();
+    let health = free_address();
     place.write("ca.crt", "no certificate");
-    let mut command = place.command(&["submit", "job.toml", "--workers", "2"]);
-    command
-        .env("LLINK_TLS_CA", "ca.crt")
-        .env("LLINK_TLS_CERT", "worker.crt")
-        .env("LLINK_TLS_KEY", "worker.key")
-        .env("LLINK_TLS_SERVER_NAME", "head")
-        .env("LLINK_TOKEN_FILE", "/var/run/no-token")
-        .env("LLINK_ALLOW_ROOT", "s3://bucket/llink")
-        .env("LLINK_HEALTH", health)
-        .env("LLINK_IDLE_EXIT_S", "1")
-        .env("LLINK_CONNECT_TIMEOUT_S", "soon")
-        .env("LLINK_GRACE_S", "-1")
-        .env("LLINK_THREADS", "many")
-        .env("LLINK_WORKER_NAME", "node-7")
-        .env("LLINK_OF_A_LATER_VERSION", "1");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    done(place.command(&["submit", "job.toml", "--workers", "2"]).envs([
+        ("LLINK_TLS_CA", "ca.crt"),
+        ("LLINK_TLS_CERT", "worker.crt"),
+        ("LLINK_TLS_KEY", "worker.key"),
+        ("LLINK_TLS_SERVER_NAME", "head"),
+        ("LLINK_TOKEN_FILE", "/var/run/no-token"),
+        ("LLINK_ALLOW_ROOT", "s3://bucket/llink"),
+        ("LLINK_HEALTH", &health),
+        ("LLINK_IDLE_EXIT_S", "1"),
+        ("LLINK_CONNECT_TIMEOUT_S", "soon"),
+        ("LLINK_GRACE_S", "-1"),
+        ("LLINK_THREADS", "many"),
+        ("LLINK_WORKER_NAME", "node-7"),
+        ("LLINK_OF_A_LATER_VERSION", "1"),
+    ]));
 }
 
 #[test]
 fn the_device_that_a_person_chose_and_the_log_level_reach_the_workers_of_submit() {
     let place = Place::new(SMALL);
-    let mut command = place.command(&["submit", "job.toml", "--workers", "1"]);
-    command.env("LLINK_DEVICE", "cpu").env("LLINK_LOG", "debug");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    let log = place.read(".llink/logs/worker-0.log");
-    assert!(log.contains("DEBUG"), "{log}");
+    let chosen = [("LLINK_DEVICE", "cpu"), ("LLINK_LOG", "debug")];
+    done(place.command(&["submit", "job.toml", "--workers", "1"]).envs(chosen));
+    says_all(&place.read(".llink/logs/worker-0.log"), &["DEBUG"]);
     let mut command = place.command(&["submit", "job.toml", "--state", "other", "--workers", "1"]);
     std::fs::remove_dir_all(place.path("out")).unwrap();
     let output = command.env("LLINK_DEVICE", "cuda:77").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("ended 11 times in a row"), "{}", text(&output));
+    says_all(&text(&output), &["ended 11 times in a row"]);
 }
 
 #[test]
 fn certificates_of_a_cluster_in_the_environment_do_not_hide_the_coordinator_that_runs_here() {
     let place = Place::new(SMALL);
     let (_serve, url) = place.serve(&[]);
-    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
-    let cancelled = place.command(&["cancel", id.trim()]).env("LLINK_TLS_CA", "ca.crt").output().unwrap();
-    assert!(text(&cancelled).contains("cancelled"), "{}", text(&cancelled));
+    let id = &*place.submit_to(&url);
+    let cancelled = place.command(&["cancel", id]).env("LLINK_TLS_CA", "ca.crt").output().unwrap();
+    says_all(&text(&cancelled), &["cancelled"]);
 }

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{BUNDLED, Place, json_lines, text};
+use common::{BUNDLED, Place, done, json_lines, says_all, text};
 use llink_datasets::numbers::Scanner;
 use llink_datasets::text::Splitter;
 use llink_worker::device::Compute;
@@ -51,8 +51,8 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     let folder = bundle(&place);
     assert!(said.contains("llink-coord generate --bundle") && said.contains(&folder[4..]), "{said}");
     assert!(place.ok(&["verify", &folder]).contains("all as the manifests say"));
-    let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
-    for expected in [
+    let card = place.read(&format!("{folder}/README.md"));
+    let expected = [
         "base_model:\n- \"somebody/tiny-decoder\"\n- \"somebody/tiny-encoder\"\n",
         "license: \"apache-2.0\"",
         "- \"km\"",
@@ -68,23 +68,14 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "| after Stage B, by mean slot | cosine |",
         "vllm serve merged --enable-prompt-embeds",
         "hf upload OWNER/NAME .",
-    ] {
-        assert!(card.contains(expected), "{expected} is not in {card}");
-    }
+    ];
+    says_all(&card, &expected);
     assert!(place.path(&folder).join("statistics.safetensors").is_file());
 
-    // The encoder reads one text here and a batch there, so its vectors agree to rounding, and most answers are the
-    // same.
-    let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
-    let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
-    place.write("in.jsonl", &input);
-    let batch = [&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat();
-    assert!(place.ok(&batch).contains("answers.jsonl: 4 answers"));
-    let answered = json_lines(place.path("answers.jsonl"));
-    let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
-    let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
-    assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
+    let batch = [&ask[..], &BATCH].concat();
+    let (evaluated, answered) = answered_as_evaluated(&place, &batch);
+    let input = place.read("in.jsonl");
 
     // A single text comes from the command line, a pipe and a dialogue.
     let (foreign, instruction) =
@@ -149,6 +140,22 @@ fn a_bundle_whose_slots_read_sentences_answers_as_it_was_evaluated() {
     assert!(report.contains("answers.base.chrf"), "{report}");
 }
 
+/// The arguments by which `generate` answers what was evaluated.
+const BATCH: [&str; 4] = ["--jsonl", "in.jsonl", "--output", "answers.jsonl"];
+
+/// Asks by `batch` what was evaluated, and returns the rows of both. The encoder reads one text here and a batch there, so its
+/// vectors agree to rounding, and most answers are the same.
+fn answered_as_evaluated(place: &Place, batch: &[&str]) -> (Vec<Value>, Vec<Value>) {
+    let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
+    place.write("in.jsonl", evaluated.iter().map(|row| format!("{row}\n")).collect::<String>());
+    says_all(&place.ok(batch), &[&format!("answers.jsonl: {} answers", evaluated.len())]);
+    let answered = json_lines(place.path("answers.jsonl"));
+    let same = |(ours, theirs): &(&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
+    let equal = answered.iter().zip(&evaluated).filter(same).count();
+    assert!(4 * equal >= 3 * evaluated.len(), "{equal} answers are those that were evaluated: {answered:#?}");
+    (evaluated, answered)
+}
+
 /// Runs the job with the key `read` in `[instruct]`, and asks its bundle what was evaluated. The first text that is `told` is asked
 /// about again, by llink and by the card's Python.
 fn answers_as_it_was_evaluated(job: &str, (read, shown): (&str, &str), told: impl Fn(&str) -> bool) -> Place {
@@ -156,17 +163,9 @@ fn answers_as_it_was_evaluated(job: &str, (read, shown): (&str, &str), told: imp
     let said = place.ok(&["submit", "job.toml"]);
     assert!(said.contains("windows"), "the stage is shown: {said}");
     let folder = bundle(&place);
-    let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
-    assert!(card.contains(shown), "{card}");
-    let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
-    let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
-    place.write("in.jsonl", &input);
+    says_all(&place.read(&format!("{folder}/README.md")), &[shown]);
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
-    place.ok(&[&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat());
-    let answered = json_lines(place.path("answers.jsonl"));
-    let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
-    let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
-    assert!(4 * equal >= 3 * evaluated.len(), "{equal} answers are those that were evaluated: {answered:#?}");
+    let (evaluated, answered) = answered_as_evaluated(&place, &[&ask[..], &BATCH].concat());
     let at = evaluated.iter().position(|row| told(row["foreign"].as_str().unwrap())).unwrap();
     let [foreign, instruction] = ["foreign", "instruction"].map(|key| evaluated[at][key].as_str().unwrap());
     // The vectors of the parts are kept, so the text needs no encoder any more.
@@ -190,12 +189,9 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     ];
     place.write("faulty.jsonl", lines.join("\n"));
     let batch = [ask, &["--jsonl", "faulty.jsonl", "--output", "faulty.out"]].concat();
-    let said = text(&place.run(&batch));
-    for named in
-        ["faulty.jsonl:2: has nothing to read", "faulty.jsonl:3: has no \"text\"", "faulty.jsonl:5: is not JSON"]
-    {
-        assert!(said.contains(named), "{said}");
-    }
+    let named =
+        ["faulty.jsonl:2: has nothing to read", "faulty.jsonl:3: has no \"text\"", "faulty.jsonl:5: is not JSON"];
+    says_all(&text(&place.run(&batch)), &named);
     let answers = place.read("faulty.out");
     assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
     let found = json_lines(place.path("faulty.out"));
@@ -210,14 +206,12 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     let texts = [&b"\xEF\xBB\xBF"[..], foreign.as_bytes(), b"\r\n\xE2\x80\x8B\ncaf\xE9\n", foreign.as_bytes()].concat();
     place.write("faulty.txt", &texts);
     let one = format!("{}\n", found[0]["generated"].as_str().unwrap());
-    let output = place.command(&[ask, &["--file", "faulty.txt"]].concat()).output().unwrap();
+    let output = done(&mut place.command(&[ask, &["--file", "faulty.txt"]].concat()));
     let (said, heard) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
     assert_eq!(heard, format!("{one}\n\n{one}"), "{said}");
-    assert!(said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"), "{said}");
-    assert!(output.status.success());
+    says_all(&said, &["faulty.txt:2: ", "faulty.txt:3: is not UTF-8"]);
     place.write("none.jsonl", "[1]\n");
-    let said = place.fails(3, &[ask, &["--jsonl", "none.jsonl"]].concat());
-    assert!(said.contains("no line could be answered") && said.contains("none.jsonl:1: "), "{said}");
+    place.refuses(3, &[ask, &["--jsonl", "none.jsonl"]].concat(), &["no line could be answered", "none.jsonl:1: "]);
 }
 
 /// Runs the model card's own Python, with the models' folders in it.
@@ -225,7 +219,7 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     let Some(python) = python_with(&["torch", "transformers", "peft"]) else {
         return;
     };
-    let card = std::fs::read_to_string(place.path(folder).join("README.md")).unwrap();
+    let card = place.read(&format!("{folder}/README.md"));
     let (_, code) = card.split_once("```python\n").unwrap();
     let (code, _) = code.split_once("```").unwrap();
     let model = |name: &str| {
@@ -258,12 +252,8 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
         .replace("INSTRUCTION", &instruction.to_string())
         .replace("IDS", &format!("{:?}", prompt.ids))
         .replace("PLACES", &format!("{:?}", prompt.slots));
-    let run = Command::new(&python)
-        .args(["-c", &format!("{HEADER_IS_READ}{code}\n{served}{ask}")])
-        .current_dir(place.path(folder))
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", text(&run));
+    let code = format!("{HEADER_IS_READ}{code}\n{served}{ask}");
+    let run = done(Command::new(&python).args(["-c", &code]).current_dir(place.path(folder)));
     assert_eq!(String::from_utf8(run.stdout).unwrap().trim(), answer.trim());
 }
 
@@ -370,12 +360,9 @@ fn stage_b_starts_from_a_bundle_and_follows_its_content() {
     for (key, line) in [("expander_hidden", "expander_hidden = 256"), ("windows", "expander_hidden = 512\nwindows = 4")]
     {
         place.write("job.toml", job.replace("expander_hidden = 512", line));
-        let said = place.fails(3, &["submit", "job.toml"]);
-        assert!(said.contains("`instruct.from`") && said.contains(&format!("instruct.{key}")), "{said}");
+        place.refuses(3, &["submit", "job.toml"], &["`instruct.from`", &format!("instruct.{key}")]);
     }
     // A folder without a bundle is refused before anything runs.
-    let missing = job.replace(SAMPLE_BUNDLE, "out/align");
-    place.write("job.toml", missing);
-    let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("`instruct.from`") && said.contains("no bundle"), "{said}");
+    place.write("job.toml", job.replace(SAMPLE_BUNDLE, "out/align"));
+    place.refuses(3, &["submit", "job.toml"], &["`instruct.from`", "no bundle"]);
 }

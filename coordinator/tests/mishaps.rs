@@ -7,7 +7,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Place, SMALL, text};
+use common::{Place, SMALL, done, text};
 
 #[test]
 fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
@@ -34,14 +34,10 @@ fn a_corrected_job_does_not_begin_with_the_errors_of_before() {
     let own = SMALL.replacen("source = \"sample\"", "source = \"rows.tsv\"", 1);
     let place = Place::new(&own);
     place.write("rows.tsv", "no second column\n");
-    let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("rows.tsv"), "{said}");
-    let made = ["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"];
-    place.ok(&made);
+    place.refuses(3, &["submit", "job.toml"], &["rows.tsv"]);
+    place.ok(&["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"]);
     std::fs::copy(place.path("made/pairs.tsv"), place.path("rows.tsv")).unwrap();
-    let output = place.run(&["submit", "job.toml"]);
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = text(&done(&mut place.command(&["submit", "job.toml"])));
     assert!(!said.contains(" error ") && !said.contains("no second column"), "{said}");
     let list = place.ok(&["list"]);
     let id = list.split_whitespace().next().unwrap();
@@ -64,9 +60,7 @@ fn a_damaged_database_is_named_at_start_and_what_is_advised_helps() {
     };
     damage();
     for command in [&["submit", "job.toml"][..], &["serve", "--listen", "127.0.0.1:0"]] {
-        let said = place.fails(4, command);
-        assert!(said.contains(".llink/state.db is damaged"), "{said}");
-        assert!(said.contains("`llink-coord restore FILE --replace`"), "{said}");
+        place.refuses(4, command, &[".llink/state.db is damaged", "`llink-coord restore FILE --replace`"]);
     }
     place.ok(&["restore", "saved.db", "--replace"]);
     assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"));

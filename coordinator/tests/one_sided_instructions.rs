@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Place, figure};
+use common::{Place, figure, says_all};
 use llink_datasets::shards::Share;
 use llink_datasets::text::comparison_key;
 
@@ -67,27 +67,15 @@ fn write_corpus(place: &Place) {
 fn the_advice_for_instructions_from_training_pairs_alone_leads_to_a_report_that_states_the_leak() {
     let place = Place::new(JOB);
     write_corpus(&place);
-    let said = place.fails(3, &["submit", "job.toml"]);
-    for expected in [
-        "no row is left for instructions/validation",
-        "fall on the training side",
-        "`instructions.validation_from = \"train\"`",
-    ] {
-        assert!(said.contains(expected), "{expected:?} is not in {said}");
-    }
+    let advice = "`instructions.validation_from = \"train\"`";
+    let words = ["no row is left for instructions/validation", "fall on the training side", advice];
+    place.refuses(3, &["submit", "job.toml"], &words);
 
-    let advised = JOB.replace("validation = 20", "validation = 20\nvalidation_from = \"train\"");
-    place.write("job.toml", advised);
+    place.write("job.toml", JOB.replace("validation = 20", "validation = 20\nvalidation_from = \"train\""));
     let said = place.ok(&["submit", "job.toml"]);
     assert!(said.contains("Stage A may have been trained on it"), "{said}");
     assert!(figure(&place, "answers.trained_as_pairs") > 0.0);
-    for file in ["out/report.html", "out/export"] {
-        let path = place.path(file);
-        let path = match path.is_dir() {
-            true => std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path().join("README.md"),
-            false => path,
-        };
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains("that Stage A may have been trained on"), "{}: {text}", path.display());
+    for path in [place.path("out/report.html"), place.artifact("export", "README.md")] {
+        says_all(&std::fs::read_to_string(path).unwrap(), &["that Stage A may have been trained on"]);
     }
 }

@@ -16,23 +16,20 @@ use llink_proto::{Failure, FailureKind, RegisterRequest};
 fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force() {
     let place = Place::new(SMALL);
     let wide = ["serve", "--listen", "0.0.0.0:0"];
-    let said = place.fails(2, &wide);
-    assert!(said.contains("plain text") && said.contains("--tls-cert"), "{said}");
+    place.refuses(2, &wide, &["plain text", "--tls-cert"]);
     place.ok(&["certs", "certs"]);
     let tls = [&wide[..], &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/coordinator.key"]].concat();
     assert!(place.fails(2, &tls).contains("could not be told apart"));
     let known = [&tls[..], &["--tls-client-ca", "certs/ca.crt"]].concat();
     assert!(place.fails(2, &known).contains("--allow-root"));
-    let said = place.fails(2, &[&known[..], &["--allow-root", "data"]].concat());
-    assert!(said.contains("absolute path"), "{said}");
+    place.refuses(2, &[&known[..], &["--allow-root", "data"]].concat(), &["absolute path"]);
     for sound in [[&known[..], &["--allow-root", "/data"]].concat(), [&wide[..], &["--insecure"]].concat()] {
         let _ = std::fs::remove_file(place.path("serve.log"));
         place.start(&sound).says(LISTENS);
     }
     let broken = [&wide[..], &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/worker.crt"]].concat();
     let broken = [&broken[..], &["--tls-client-ca", "certs/ca.crt", "--allow-root", "/data"]].concat();
-    let said = place.fails(2, &broken);
-    assert!(said.contains("certs/worker.crt"), "the file is named: {said}");
+    place.refuses(2, &broken, &["certs/worker.crt"]);
 }
 
 #[test]
@@ -103,8 +100,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     assert!(said.contains("succeeded in"), "{said}");
     assert_eq!(place.ok(&["health", &format!("http://{worker_health}"), "--service", "ready"]).trim(), "serving");
     // With the wrong certificate, the exit code says why.
-    let said = place.fails(8, &as_whom("list", "worker").split(' ').collect::<Vec<_>>());
-    assert!(said.contains("role worker"), "{said}");
+    place.refuses(8, &as_whom("list", "worker").split(' ').collect::<Vec<_>>(), &["role worker"]);
 
     let scraped = get(&metrics, "/metrics");
     for line in ["llink_jobs{state=\"succeeded\"} 1", "llink_calls_total{call=\"JobService/Submit\",outcome=\"ok\"} 1"]
@@ -167,14 +163,10 @@ fn documented(scraped: &str) {
 fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let place = Place::new(SMALL);
     let (serve, url) = place.serve(&[]);
-    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
-    let id = id.trim();
+    let id = &*place.submit_to(&url);
     let said = place.ok(&["backup", "saved.db"]);
     assert!(said.contains("1 jobs"), "{said}");
-    assert!(
-        place.fails(6, &["restore", "saved.db", "--replace"]).contains("in use"),
-        "not under a coordinator at work"
-    );
+    place.refuses(6, &["restore", "saved.db", "--replace"], &["in use"]);
     assert!(place.fails(2, &["backup", "saved.db"]).contains("exists"));
     drop(serve);
 
@@ -204,8 +196,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let middle = damaged.len() / 2;
     damaged[middle..].fill(0x5a);
     place.write("damaged.db", damaged);
-    let said = place.fails(4, &["restore", "damaged.db", "--state", "elsewhere"]);
-    assert!(said.contains("damaged.db"), "{said}");
+    place.refuses(4, &["restore", "damaged.db", "--state", "elsewhere"], &["damaged.db"]);
     assert!(!place.path("elsewhere").exists(), "nothing is put in place");
 }
 
@@ -243,8 +234,7 @@ fn a_local_submit_serves_its_own_user_alone() {
         &["submit", "job.toml", "--coordinator", url],
         &["worker", "--coordinator", url],
     ] {
-        let said = stranger.fails(8, args);
-        assert!(said.contains("--state DIR"), "{args:?}: {said}");
+        stranger.refuses(8, args, &["--state DIR"]);
     }
     assert!(!place.ok(&["logs", "small", "--coordinator", url]).contains(token));
     place.ok(&["cancel", "small"]);
@@ -256,22 +246,18 @@ fn a_local_submit_serves_its_own_user_alone() {
 
 /// Reports as a hostile worker would, to a `serve` on loopback that has a job.
 fn report_failures(url: &str, text: &str) {
-    let hostile = async {
-        let info = RegisterRequest { host: "\u{1b}[2J".into(), ..secure::register("hostile") };
-        let mut worker = secure::Worker::join(url, info).await;
-        let lease = worker.lease().await;
-        let failure = Failure { kind: FailureKind::Input.into(), text: text.into() };
-        worker.report(&lease, Outcome::Failed(failure)).await;
-    };
-    tokio::runtime::Runtime::new().unwrap().block_on(hostile);
+    let info = RegisterRequest { host: "\u{1b}[2J".into(), ..secure::register("hostile") };
+    let mut worker = secure::Worker::join(url, info);
+    let lease = worker.lease();
+    let failure = Failure { kind: FailureKind::Input.into(), text: text.into() };
+    worker.report(&lease, Outcome::Failed(failure));
 }
 
 #[test]
 fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
     let place = Place::new(SMALL);
     let (serve, url) = place.serve(&[]);
-    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
-    let id = id.trim();
+    let id = &*place.submit_to(&url);
     let hostile = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}2J\r\u{202e}harmless\n00:00:00.000Z info  job      forged\n";
     report_failures(&url, &format!("{hostile}{}", "x".repeat(60 << 20)));
     let shown = |args: &[&str]| {

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
-use common::{Place, Running, eventually, text};
+use common::{Place, Running, done, eventually};
 use serde_json::{Value, json};
 use skip::python_with;
 
@@ -214,12 +214,9 @@ fn requests_that_cannot_be_answered_are_refused_with_what_to_do() {
     assert_eq!(served.call("GET", "/v1/models/khmer", "", "").json()["object"], "model");
     assert_eq!(served.call("GET", "/health", "", "").json(), json!({"status": "ok"}));
 
-    let said = place.fails(2, &["serve-bundle", "out", "--listen", "0.0.0.0:0"]);
-    assert!(said.contains("--tls-cert") && said.contains("--tokens"), "{said}");
-    let said = place.fails(6, &["serve-bundle", "out", "--listen", &served.address]);
-    assert!(said.contains("cannot listen on"), "{said}");
-    let said = place.fails(3, &["serve-bundle", "out", "--encoder", "/nowhere"]);
-    assert!(said.contains("/nowhere"), "the encoder is missed at the start: {said}");
+    place.refuses(2, &["serve-bundle", "out", "--listen", "0.0.0.0:0"], &["--tls-cert", "--tokens"]);
+    place.refuses(6, &["serve-bundle", "out", "--listen", &served.address], &["cannot listen on"]);
+    place.refuses(3, &["serve-bundle", "out", "--encoder", "/nowhere"], &["/nowhere"]);
 }
 
 #[test]
@@ -257,12 +254,8 @@ fn openais_own_client_asks_with_a_token_over_tls() {
     let guards =
         ["--tokens", "tokens.toml", "--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/coordinator.key"];
     let served = Served::start(&place, &guards);
-    let run = Command::new(python)
-        .args(["-c", CLIENT, &format!("https://{}/v1", served.address), token.trim(), TEXTS[0]])
-        .current_dir(place.dir.path())
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", text(&run));
+    let arguments = ["-c", CLIENT, &format!("https://{}/v1", served.address), token.trim(), TEXTS[0]];
+    done(Command::new(python).args(arguments).current_dir(place.dir.path()));
 }
 
 /// Uses OpenAI's package as its documentation does.

@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::process::{Child, Output};
+use std::process::Child;
 use std::time::Instant;
 
-use common::{Place, Running, eventually, signal, text, workers_of};
+use common::{Place, Running, eventually, says_all, signal, text, workers_of};
 
 /// One job of a sweep over Stage A's learning rate.
 fn job(number: usize) -> String {
@@ -42,8 +42,11 @@ fn cluster(place: &Place, workers: usize) -> Cluster {
     Cluster { url, _processes: processes }
 }
 
-fn ended(child: Child) -> Output {
-    child.wait_with_output().unwrap()
+/// Waits for a job that must succeed, and returns what it prints.
+fn succeeds(submit: Child) -> String {
+    let output = submit.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    text(&output)
 }
 
 /// Returns how many times each shard was leased for embedding, over all jobs in a state.
@@ -55,16 +58,16 @@ fn embedded(place: &Place, reach: &[&str]) -> Vec<String> {
         let logs = place.ok(&[&["logs", job["id"].as_str().unwrap()], reach].concat());
         let leased = logs.lines().filter(|line| line.contains(" vectors of ") && line.contains(": attempt "));
         found.extend(leased.map(|line| {
-            line.split(" vectors of ").next().unwrap().rsplit(' ').next().unwrap().to_owned()
-                + line.split(" vectors of ").nth(1).unwrap().split(':').next().unwrap()
+            let (before, after) = line.split_once(" vectors of ").unwrap();
+            [before.rsplit(' ').next().unwrap(), after.split(':').next().unwrap()].concat()
         }));
     }
-    found.sort();
     found
 }
 
 fn once(mut shards: Vec<String>) {
     let all = shards.len();
+    shards.sort();
     shards.dedup();
     assert_eq!(shards.len(), all, "a shard was embedded twice: {shards:?}");
     // There are 8 shards of training pairs and one held out, through two models, and their English through the encoder.
@@ -79,10 +82,7 @@ fn a_sweep_of_20_jobs_embeds_once() {
     let began = Instant::now();
     let submits: Vec<Child> =
         (0..20).map(|n| place.command(&[&["submit", &file(n)], &reach[..]].concat()).spawn().unwrap()).collect();
-    for submit in submits {
-        let output = ended(submit);
-        assert!(output.status.success(), "{}", text(&output));
-    }
+    submits.into_iter().for_each(|submit| drop(succeeds(submit)));
     println!("20 jobs over learning rates took {:.1} s", began.elapsed().as_secs_f64());
     once(embedded(&place, &reach));
     assert_eq!(std::fs::read_dir(place.path("out/embed")).unwrap().count(), 1);
@@ -106,9 +106,10 @@ fn a_cancel_in_the_middle_of_a_shared_stage_harms_no_other_job() {
     });
     assert!(!reason.starts_with(&leader), "{reason}");
     place.ok(&[&["cancel", &leader], &reach[..]].concat());
-    let codes: Vec<Option<i32>> = submits.into_iter().map(|submit| ended(submit).status.code()).collect();
-    assert_eq!(codes.iter().filter(|code| **code == Some(7)).count(), 1, "{codes:?}");
-    assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 3, "{codes:?}");
+    let code = |submit: Child| submit.wait_with_output().unwrap().status.code().unwrap();
+    let mut codes: Vec<i32> = submits.into_iter().map(code).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [0, 0, 0, 7]);
     once(embedded(&place, &reach));
     place.ok(&["verify", "out"]);
 }
@@ -121,14 +122,8 @@ fn processes_of_their_own_on_one_output_share_what_is_the_same() {
         place.command(&["submit", &file, "--state", &state, "--workers", "1"]).spawn().unwrap()
     };
     let submits: Vec<Child> = (0..4).map(submit).collect();
-    for submit in submits {
-        let output = ended(submit);
-        assert!(output.status.success(), "{}", text(&output));
-    }
-    let shards = (0..4).flat_map(|n| embedded(&place, &["--state", &format!("state-{n}")]));
-    let mut shards: Vec<String> = shards.collect();
-    shards.sort();
-    once(shards);
+    submits.into_iter().for_each(|submit| drop(succeeds(submit)));
+    once((0..4).flat_map(|n| embedded(&place, &["--state", &format!("state-{n}")])).collect());
     place.ok(&["verify", "out"]);
 }
 
@@ -150,8 +145,6 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
     workers.iter().for_each(|worker| signal(*worker, "-KILL"));
     place.lists("embed: embed", &["--state", "state-1"]);
     assert!(began.elapsed().as_secs() < 20, "the claim of a process that is gone is not waited for");
-    let output = ended(second);
-    assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("is computing this stage: its result is waited for"), "{}", text(&output));
+    says_all(&succeeds(second), &["is computing this stage: its result is waited for"]);
     place.ok(&["verify", "out"]);
 }

@@ -77,8 +77,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
 
     // A margin that hardly any pair has is refused with the key.
     place.write("job.toml", filtered.replace("margin = 0.5", "margin = 10.0"));
-    let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("`cleaning.margin` leaves") && said.contains("fewer than a batch of 64"), "{said}");
+    place.refuses(3, &["submit", "job.toml"], &["`cleaning.margin` leaves", "fewer than a batch of 64"]);
 }
 
 #[test]
@@ -96,8 +95,7 @@ fn a_report_that_cannot_be_written_is_an_error_and_writing_it_later_costs_nothin
     let place = Place::new(SMALL);
     // A folder is in the place of report.json.
     std::fs::create_dir_all(place.path("out/report.json/in-the-way")).unwrap();
-    let said = place.fails(4, &["submit", "job.toml"]);
-    assert!(said.contains("report can't be written") && said.contains("submit again"), "{said}");
+    place.refuses(4, &["submit", "job.toml"], &["report can't be written", "submit again"]);
     std::fs::remove_dir_all(place.path("out/report.json")).unwrap();
     let said = place.ok(&["submit", "job.toml", "--json"]);
     assert!(computed(&said).is_empty());

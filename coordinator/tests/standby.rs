@@ -8,9 +8,6 @@ mod secure;
 use std::time::{Duration, Instant};
 
 use common::{LISTENS, Place, Running, SMALL, eventually, free_address};
-use llink_proto::report_request::Outcome;
-use llink_proto::{Assignment, TaskResult};
-use tokio::runtime::Runtime;
 
 /// Starts a coordinator on a replica, with a log of its own.
 fn serve(place: &Place, address: &str, state: &str, more: &[&str]) -> Running {
@@ -36,27 +33,9 @@ impl Pair {
     }
 }
 
-/// A worker without devices, on a runtime of its own.
-struct Worker {
-    inner: secure::Worker,
-    runtime: Runtime,
-}
-
-impl Worker {
-    fn join(url: &str) -> Self {
-        let runtime = Runtime::new().unwrap();
-        Self { inner: runtime.block_on(secure::Worker::join(url, secure::register("fake"))), runtime }
-    }
-
-    fn lease(&mut self) -> Assignment {
-        self.runtime.block_on(self.inner.lease())
-    }
-
-    /// Reports a lease's task done, and returns whether that counts.
-    fn is_done(&mut self, lease: &Assignment) -> bool {
-        let done = Outcome::Done(TaskResult::default());
-        self.runtime.block_on(self.inner.report(lease, done)).accepted
-    }
+/// Returns a worker without devices.
+fn fake_worker(url: &str) -> secure::Worker {
+    secure::Worker::join(url, secure::register("fake"))
 }
 
 /// A job with this number of tasks that are ready at once.
@@ -69,18 +48,13 @@ fn wide(sources: usize) -> Place {
     place
 }
 
-fn submit(place: &Place, url: &str) -> String {
-    let id = place.ok(&["submit", "job.toml", "--coordinator", url, "--detach"]);
-    id.trim().to_owned()
-}
-
 #[test]
 fn a_standby_takes_over_within_15_seconds_and_a_task_is_acknowledged_once() {
     let place = wide(5);
     let health = free_address();
     let Pair { url, first, mut second } = Pair::start(&place, &["--health", &health]);
-    let id = submit(&place, &url);
-    let mut worker = Worker::join(&url);
+    let id = place.submit_to(&url);
+    let mut worker = fake_worker(&url);
     let done = worker.lease();
     assert!(worker.is_done(&done));
     let lease = worker.lease();
@@ -93,7 +67,7 @@ fn a_standby_takes_over_within_15_seconds_and_a_task_is_acknowledged_once() {
     drop(first);
     second.says(LISTENS);
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}\n{}", began.elapsed(), second.log());
-    let mut worker = Worker::join(&url);
+    let mut worker = fake_worker(&url);
     let again = worker.lease();
     assert!(again.task_id == lease.task_id && again.token > lease.token, "{again:?}");
     // What the first coordinator acknowledged is done, and its leases count no more.
@@ -110,8 +84,8 @@ fn a_standby_takes_over_within_15_seconds_and_a_task_is_acknowledged_once() {
 fn a_coordinator_that_is_stopped_hands_over_to_the_standby_and_a_task_is_acknowledged_once() {
     let place = wide(2);
     let Pair { url, mut first, mut second } = Pair::start(&place, &[]);
-    submit(&place, &url);
-    let mut worker = Worker::join(&url);
+    place.submit_to(&url);
+    let mut worker = fake_worker(&url);
     let done = worker.lease();
     assert!(worker.is_done(&done));
     let lease = worker.lease();
@@ -121,7 +95,7 @@ fn a_coordinator_that_is_stopped_hands_over_to_the_standby_and_a_task_is_acknowl
     second.says("has given up the lead on");
     second.says(LISTENS);
 
-    let mut worker = Worker::join(&url);
+    let mut worker = fake_worker(&url);
     let again = worker.lease();
     assert!(again.task_id == lease.task_id && again.token > lease.token, "{again:?}");
     assert!(!worker.is_done(&lease));
@@ -145,7 +119,7 @@ fn a_coordinator_that_was_held_up_while_another_took_over_ends_and_acknowledges_
     assert_eq!(ended.code(), Some(4), "{}", first.log());
     let said = first.log();
     assert!(said.contains("leads on the state's replica"), "{said}");
-    submit(&place, &format!("http://{other}"));
+    place.submit_to(&format!("http://{other}"));
 }
 
 #[test]
@@ -155,7 +129,7 @@ fn a_coordinator_whose_volume_is_lost_restores_itself() {
     let url = format!("http://{address}");
     let mut first = serve(&place, &address, "state", &[]);
     first.says(LISTENS);
-    let id = submit(&place, &url);
+    let id = place.submit_to(&url);
     let listed = || assert!(place.ok(&["list", "--coordinator", &url]).contains(&id));
     listed();
     drop(first);
@@ -183,7 +157,7 @@ fn a_job_goes_on_under_the_standby_with_the_workers_of_before() {
     let place = Place::new(SMALL);
     let Pair { url, first, mut second } = Pair::start(&place, &[]);
     let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
-    let id = submit(&place, &url);
+    let id = place.submit_to(&url);
     eventually("a stage is done", || place.path("out/shard").exists().then_some(()));
     drop(first);
     second.says(LISTENS);

@@ -8,7 +8,7 @@ mod skip;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use common::{Place, SMALL, figure, text};
+use common::{Place, SMALL, done, figure};
 use serde_json::Value;
 
 #[test]
@@ -35,9 +35,7 @@ fn mlflow_and_trackio_hold_one_run_of_a_job_that_was_submitted_twice() {
     place.write("token", "write me\n");
     assert!(place.fails(3, &["submit", "job.toml"]).contains("TRACKIO_TOKEN"), "a job without its token is refused");
     for _ in 0..2 {
-        let mut submit = place.command(&["submit", "job.toml"]);
-        let output = submit.env("TRACKIO_TOKEN_FILE", place.path("token")).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
+        done(place.command(&["submit", "job.toml"]).env("TRACKIO_TOKEN_FILE", place.path("token")));
     }
     servers.stdin.take().unwrap().write_all(b"\n").unwrap();
     let found: Value = serde_json::from_str(&said.next().expect("the servers' complaint").unwrap()).unwrap();

@@ -6,7 +6,10 @@ mod common;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{Place, Random, Running, SMALL, eventually, figure, json, projector, signal, trained_steps};
+use common::{
+    Place, Random, Running, SMALL, are_gone, eventually, figure, json, projector, says_all, signal, trained_steps,
+    workers_of,
+};
 
 /// The number of random faults that one training must survive.
 const FAULTS: u64 = 22;
@@ -31,8 +34,8 @@ impl Cluster {
     fn new(job: &str, workers: usize) -> Self {
         let place = Place::new(job);
         let (serve, url) = place.serve(&["--state", "server", "--lease", "1", "--gather", "1"]);
-        let id = place.ok(&["submit", "job.toml", "--detach", "--coordinator", &url]);
-        let mut cluster = Self { place, url, id: id.trim().to_owned(), workers: Vec::new(), started: 0, _serve: serve };
+        let id = place.submit_to(&url);
+        let mut cluster = Self { place, url, id, workers: Vec::new(), started: 0, _serve: serve };
         (0..workers).for_each(|_| cluster.start_worker());
         cluster
     }
@@ -150,8 +153,8 @@ fn checkpoints(place: &Place, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Starts a job, cancels it in the middle of training, and returns its output.
-fn cancelled(place: &Place) -> String {
+/// Starts a job, and cancels it in the middle of training.
+fn cancelled(place: &Place) {
     let mut submit = place.start(&["submit", "job.toml"]);
     let id = eventually("training is under way", || {
         let list = place.run(&["list"]);
@@ -159,9 +162,9 @@ fn cancelled(place: &Place) -> String {
         let under_way = list.contains("align: train") && checkpoints(place, ".json").len() > 1;
         under_way.then(|| list.split_whitespace().next().unwrap().to_owned())
     });
-    place.ok(&["cancel", &id]);
+    says_all(&place.ok(&["cancel", &id]), &["cancelled"]);
     assert_eq!(submit.child.wait().unwrap().code(), Some(7), "{}", submit.log());
-    submit.log()
+    says_all(&submit.log(), &["was cancelled"]);
 }
 
 #[test]
@@ -172,6 +175,8 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
 
     let place = Place::new(&job);
     cancelled(&place);
+    let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
+    assert_eq!(plan.matches("cached").count(), 4, "what was finished is kept: {plan}");
     let states = checkpoints(&place, ".safetensors");
     let newest = states.last().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let steps: u64 = newest["step-".len()..][..9].parse().unwrap();
@@ -202,7 +207,7 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
 }
 
 #[test]
-fn a_cancel_between_checkpoints_loses_no_step() {
+fn ctrl_c_between_checkpoints_loses_no_step_and_leaves_no_worker_behind() {
     let job =
         training(100_000, "checkpoint_minutes = 0.0").replace("checkpoint_every = 50", "checkpoint_every = 1000000");
     let place = Place::new(&job);
@@ -212,9 +217,12 @@ fn a_cancel_between_checkpoints_loses_no_step() {
         let job: serde_json::Value = serde_json::from_slice(&list.stdout).ok()?;
         (align_of(&job)["done"].as_u64()? > 150).then_some(())
     });
+    let workers = workers_of(submit.child.id());
     signal(submit.child.id(), "-INT");
     assert_eq!(submit.child.wait().unwrap().code(), Some(130), "{}", submit.log());
-    assert!(submit.log().contains("workers save what they have"), "{}", submit.log());
+    let advice = "llink-coord submit job.toml` goes on from there";
+    says_all(&submit.log(), &["workers save what they have", advice]);
+    are_gone(&workers);
     let last = checkpoints(&place, ".json").pop().expect("Ctrl-C saves first");
     let manifest = json(last);
     let steps = manifest["steps"].as_u64().unwrap();
@@ -227,9 +235,8 @@ fn numbers_that_run_away_end_the_job_with_step_ids_and_last_good_checkpoint() {
     let job = training(500, "").replace("learning_rate = 3e-3", "learning_rate = 1e30");
     let place = Place::new(&job.replace("checkpoint_every = 50", "checkpoint_every = 1"));
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("training diverged at step"), "{said}");
-    assert!(said.contains("the batch's pairs are") && said.contains("and 48 more"), "{said}");
-    assert!(said.contains("the last good checkpoint is"), "{said}");
+    let words = ["training diverged at step", "the batch's pairs are", "and 48 more", "the last good checkpoint is"];
+    says_all(&said, &words);
     let note = said.split_whitespace().find(|w| w.contains("diverged-at-step")).unwrap();
     let note = json(note.trim_end_matches(';').into());
     assert_eq!(note["ids"].as_array().unwrap().len(), 64);

@@ -93,8 +93,11 @@ impl Place {
         self.dir.path().join(name)
     }
 
+    /// Writes a file, and the folder that it is in.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), content).unwrap();
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
     }
 
     pub fn read(&self, name: &str) -> String {
@@ -120,9 +123,7 @@ impl Place {
 
     /// Runs a command that must succeed, and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(done(&mut self.command(args)).stdout).unwrap()
     }
 
     /// Runs a command that must fail with `code`, and returns its output.
@@ -131,6 +132,16 @@ impl Place {
         let said = text(&output);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
         said
+    }
+
+    /// Runs a command that must fail with `code` and say all of these words.
+    pub fn refuses(&self, code: i32, args: &[&str], words: &[&str]) {
+        says_all(&self.fails(code, args), words);
+    }
+
+    /// Submits the job to a coordinator, and returns its id.
+    pub fn submit_to(&self, url: &str) -> String {
+        self.ok(&["submit", "job.toml", "--coordinator", url, "--detach"]).trim().to_owned()
     }
 
     pub fn start(&self, args: &[&str]) -> Running {
@@ -220,6 +231,20 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Runs a command that must succeed.
+pub fn done(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
+    output
+}
+
+/// Asserts that a text has all of these words.
+pub fn says_all(said: &str, words: &[&str]) {
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in {said}");
     }
 }
 

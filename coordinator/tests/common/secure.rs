@@ -13,9 +13,10 @@ use llink_proto::reach::{Connection, Credentials, with_causes};
 use llink_proto::report_request::Outcome;
 use llink_proto::worker_service_client::WorkerServiceClient;
 use llink_proto::{
-    Assignment, AssignmentsRequest, RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, instruction,
+    Assignment, AssignmentsRequest, RegisterRequest, RegisterResponse, ReportRequest, TaskResult, instruction,
 };
 use time::Duration;
+use tokio::runtime::Runtime;
 use tonic::Code;
 
 /// A folder with certificates, tokens and state.
@@ -46,17 +47,32 @@ impl Trial {
         trial
     }
 
+    /// Returns a folder, and a coordinator that uses it.
+    pub async fn served() -> (Self, Running) {
+        let trial = Self::new();
+        let coordinator = trial.serve().await;
+        (trial, coordinator)
+    }
+
+    /// Returns the arguments by which a worker with this certificate reaches a coordinator.
+    pub fn arguments(&self, url: &str, name: &str) -> String {
+        let file = |name: &str| self.path("certs").join(name).display().to_string();
+        let [authority, certificate, key] = ["ca.crt", &format!("{name}.crt"), &format!("{name}.key")].map(file);
+        format!("--coordinator {url} --tls-ca {authority} --tls-cert {certificate} --tls-key {key}")
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     pub fn write(&self, folder: &str, made: &Made) {
-        std::fs::create_dir_all(self.path(folder)).unwrap();
-        std::fs::write(self.path(folder).join("ca.crt"), &made.authority.0).unwrap();
-        std::fs::write(self.path(folder).join("ca.key"), &made.authority.1).unwrap();
-        for pair in &made.pairs {
-            std::fs::write(self.path(folder).join(format!("{}.crt", pair.name)), &pair.certificate).unwrap();
-            std::fs::write(self.path(folder).join(format!("{}.key", pair.name)), &pair.key).unwrap();
+        let folder = self.path(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let authority = ("ca", &made.authority.0, &made.authority.1);
+        let pairs = made.pairs.iter().map(|pair| (&*pair.name, &pair.certificate, &pair.key));
+        for (name, certificate, key) in pairs.chain([authority]) {
+            std::fs::write(folder.join(format!("{name}.crt")), certificate).unwrap();
+            std::fs::write(folder.join(format!("{name}.key")), key).unwrap();
         }
     }
 
@@ -138,8 +154,9 @@ pub async fn registered(client: &mut Workers, name: &str) -> Result<RegisterResp
     answer.map(tonic::Response::into_inner).map_err(|s| (s.code(), s.message().to_owned()))
 }
 
-/// A worker that computes nothing, and reports what it is told to.
+/// A worker that computes nothing, and reports what it is told to. Its calls block.
 pub struct Worker {
+    runtime: Runtime,
     client: Workers,
     id: String,
     instructions: tonic::Streaming<llink_proto::Instruction>,
@@ -147,29 +164,38 @@ pub struct Worker {
 
 impl Worker {
     /// Joins a coordinator on loopback.
-    pub async fn join(url: &str, info: RegisterRequest) -> Self {
-        let mut client = workers(url, &Credentials::default(), "a").await;
-        let id = client.register(info).await.unwrap().into_inner().worker_id;
-        let request = AssignmentsRequest { worker_id: id.clone() };
-        let instructions = client.assignments(request).await.unwrap().into_inner();
-        Self { client, id, instructions }
+    pub fn join(url: &str, info: RegisterRequest) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let (client, id, instructions) = runtime.block_on(async {
+            let mut client = workers(url, &Credentials::default(), "a").await;
+            let id = client.register(info).await.unwrap().into_inner().worker_id;
+            let request = AssignmentsRequest { worker_id: id.clone() };
+            let instructions = client.assignments(request).await.unwrap().into_inner();
+            (client, id, instructions)
+        });
+        Self { runtime, client, id, instructions }
     }
 
-    pub async fn lease(&mut self) -> Assignment {
-        let first = self.instructions.message().await.unwrap().unwrap();
+    pub fn lease(&mut self) -> Assignment {
+        let first = self.runtime.block_on(self.instructions.message()).unwrap().unwrap();
         match first.kind {
             Some(instruction::Kind::Start(lease)) => lease,
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn report(&mut self, lease: &Assignment, outcome: Outcome) -> ReportResponse {
+    /// Reports the end of a lease's task, and returns whether that counts.
+    pub fn report(&mut self, lease: &Assignment, outcome: Outcome) -> bool {
         let request = ReportRequest {
             worker_id: self.id.clone(),
             task_id: lease.task_id,
             token: lease.token,
             outcome: Some(outcome),
         };
-        self.client.report(request).await.unwrap().into_inner()
+        self.runtime.block_on(self.client.report(request)).unwrap().into_inner().accepted
+    }
+
+    pub fn is_done(&mut self, lease: &Assignment) -> bool {
+        self.report(lease, Outcome::Done(TaskResult::default()))
     }
 }
