@@ -1,4 +1,4 @@
-//! Aborts a collective from another thread.
+//! Aborts a collective or a task from another thread.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -7,8 +7,10 @@ use crate::control::lock;
 use crate::{Error, Result};
 
 /// Aborts a collective from any thread: a waiting call returns at once, and every later call fails.
+/// [`TaskControl`](crate::control::TaskControl) stops a task by it.
 ///
-/// It can be made before the ranks are connected, so that connecting can be aborted too.
+/// It can be made before the ranks are connected, so that connecting can be aborted too. Hooks run under its lock, so a hook
+/// must not call the same handle.
 #[derive(Clone, Default)]
 pub struct AbortHandle {
     state: Arc<Mutex<State>>,
@@ -30,7 +32,7 @@ impl AbortHandle {
         Self::default()
     }
 
-    /// Aborts the collective. The first reason stays.
+    /// Aborts what belongs to the handle. The first reason stays.
     pub fn abort(&self, reason: impl Into<String>) {
         let mut state = lock(&self.state);
         if state.aborted.is_none() {
@@ -45,7 +47,7 @@ impl AbortHandle {
         lock(&self.state).aborted.as_ref().map(|(_, at)| at.elapsed())
     }
 
-    /// Fails after the collective was aborted.
+    /// Fails after an abort.
     ///
     /// # Errors
     /// [`Error::Aborted`] with the reason.
@@ -56,7 +58,7 @@ impl AbortHandle {
         }
     }
 
-    /// Runs `hook` with the reason when the collective is aborted, or at once if it already was.
+    /// Runs `hook` with the reason at the abort, or at once if it has happened.
     pub fn on_abort(&self, hook: impl Fn(&str) + Send + 'static) {
         let mut state = lock(&self.state);
         match &state.aborted {
