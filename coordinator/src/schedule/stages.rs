@@ -164,8 +164,8 @@ impl Cluster {
             return;
         };
         let last = last.clone();
-        let planned = match plan_phase(job, stage, &results) {
-            Ok(Phase::Tasks { tasks, .. }) if tasks.len() == last.len() => tasks,
+        let (label, planned) = match plan_phase(job, stage, &results) {
+            Ok(Phase::Tasks { label, tasks }) if tasks.len() == last.len() => (label, tasks),
             _ => {
                 let stage = self.stage_mut(id, name);
                 stage.and_then(|stage| stage.phases.pop());
@@ -177,6 +177,9 @@ impl Cluster {
             open.is_some_and(|task| task.spec() != planned.spec || task.ranks != planned.ranks)
         };
         let anew: Vec<(u64, PlannedTask)> = last.into_iter().zip(planned.iter()).filter(differs).collect();
+        if let Some(stage) = self.stage_mut(id, name) {
+            stage.reason = label;
+        }
         let (ids, anew): (Vec<u64>, Vec<PlannedTask>) = anew.into_iter().unzip();
         let packed = PlannedTasks::from_iter(anew).packed(&mut self.next_pack);
         let packed: Vec<(Packed, Traits)> = packed.collect();

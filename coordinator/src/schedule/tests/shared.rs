@@ -118,6 +118,8 @@ fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
     s.act();
     assert!(s.shelf.claims.is_empty(), "nobody else need wait");
     submit(&mut s, 2);
+    run_until(&mut s, |s| at_embed(s, "job-2"));
+    assert_eq!(at(&s, "job-2").reason, "embed", "it says what it does with the tasks of that one");
     run_until(&mut s, all_ended);
     assert_eq!(s.cluster.jobs["job-2"].state, JobState::Succeeded);
     computed_once(&s, "left");
