@@ -1,4 +1,4 @@
-"""Watches a job in a browser from its start to its report. coordinator/tests/page.rs runs it with the page's address.
+"""Watches a job in a browser from its start to its report. coordinator/tests/it/page.rs runs it with the page's address.
 
 It prints `at work` once it sees a worker at work, and then waits until the page shows that this worker was lost."""
 

@@ -64,11 +64,10 @@ def peak(a):
 
 
 def golden(a):
-    fixtures = a.root / "worker/tests/fixtures/golden/seed8"
+    env = {"CARGO_MANIFEST_DIR": str(a.root / "worker"), "LLINK_TEST_DEVICE": a.device}
     out = {}
     for name in ["golden_models", "golden_align", "golden_instruct"]:
-        env = {"LLINK_GOLDEN": str(fixtures), "LLINK_TEST_DEVICE": a.device}
-        done = run([a.bin / name, "tensor", "--nocapture", "--test-threads", "1"], env=env, check=False)
+        done = run([a.bin / "it", f"{name}::", "--nocapture", "--test-threads", "1"], env=env, check=False)
         lines = [l for l in done.stdout.splitlines() if re.search(r"error|within|differs|steps:", l)]
         counted = re.search(r"test result: (\w+)\. (\d+) passed; (\d+) failed", done.stdout)
         if not counted or int(counted[2]) == 0:

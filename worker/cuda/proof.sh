@@ -13,7 +13,6 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
 place=$root/target/proof
 archive=$place/proof.tar.xz
-tests=(golden_models golden_align golden_instruct)
 
 # Copies the binaries of a build under plain names to $place/bin.
 gather() {
@@ -40,9 +39,6 @@ for line in sys.stdin:
         print(message["target"]["name"], message["executable"])'
 }
 
-test_flags=()
-for name in "${tests[@]}"; do test_flags+=(--test "$name"); done
-
 # Builds all programs of the proof for CUDA.
 build() {
     local target=(--release --target x86_64-unknown-linux-gnu --message-format json-render-diagnostics)
@@ -51,7 +47,7 @@ build() {
     {
         worker/cuda/build.sh build "${target[@]}" -p llink-worker --features "$features" --bins --bench speed
         worker/cuda/build.sh build "${target[@]}" -p llink-coord --no-default-features
-        worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features "$features" "${test_flags[@]}"
+        worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features "$features" --test it
     } | built | sort -u | gather
 }
 
@@ -108,7 +104,7 @@ case ${1:-} in
         shift
         {
             cargo build --release --message-format json-render-diagnostics -p llink-worker -p llink-coord --bins --bench speed
-            cargo test --no-run --release --message-format json-render-diagnostics -p llink-worker "${test_flags[@]}"
+            cargo test --no-run --release --message-format json-render-diagnostics -p llink-worker --test it
         } | built | sort -u | gather
         exec "${LLINK_PYTHON:-python3}" worker/cuda/proof.py --place "$place" --device cpu --small "$@"
         ;;

@@ -4,7 +4,7 @@
 #![allow(clippy::print_stdout)]
 
 mod align;
-#[path = "../../tests/common/gang.rs"]
+#[path = "../../tests/it/common/gang.rs"]
 mod gang;
 mod instruct;
 mod ring;
