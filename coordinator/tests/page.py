@@ -13,7 +13,8 @@ URL, CHROMIUM = sys.argv[1:3]
 PICTURES = os.environ.get("LLINK_PAGE_PICTURES")
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 SCRIPT = "<img src=x onerror=alert(1)>"
-PATIENCE = 120_000
+# A slow machine trains for minutes, and a wait ends as soon as the page shows what it waits for.
+PATIENCE = 900_000
 
 faults = []
 expect.set_options(timeout=PATIENCE)
@@ -72,14 +73,16 @@ def main(browser):
     before = loss.first.text_content()
     expect(loss.first).not_to_have_text(before)
     expect(page.locator("#workers").get_by_text("local-").first).to_be_visible()
+    # The checks below take time, in which the training could end.
+    print("at work", flush=True)
     check(page)
     picture(page, "job")
     plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.set_default_timeout(PATIENCE)
     plain.goto(page.url)
     expect(plain.locator("figcaption").first).to_contain_text("loss from")
     expect(plain.locator("#stages")).to_contain_text("align")
     plain.close()
-    print("at work", flush=True)
     expect(page.locator("#events").get_by_text("was lost").first).to_be_visible()
     picture(page, "lost")
 
@@ -94,6 +97,6 @@ def main(browser):
 
 
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
     main(browser)
     browser.close()

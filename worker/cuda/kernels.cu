@@ -1,4 +1,4 @@
-// Kernels that candle lacks. Each thread computes one number, so tests/kernels.rs can run them on the CPU with
+// Kernels that candle lacks. Each thread computes one number, so tests/it/kernels.rs can run them on the CPU with
 // cuda_on_cpu.hpp in place of CUDA's headers.
 #ifndef LLINK_CUDA_ON_CPU
 #include <cuda_bf16.h>

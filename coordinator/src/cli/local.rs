@@ -32,9 +32,9 @@ const FOR_WORKERS: [&str; 4] = ["LLINK_COMPUTE", "LLINK_DEVICE", "LLINK_LOG", "L
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     NotYet,
-    /// The job is over.
+    /// The job succeeded, and nothing is left to save.
     Idle,
-    /// The job is still running.
+    /// Workers may still save their work.
     Busy,
 }
 

@@ -23,8 +23,8 @@ pub(super) struct Submit {
     job: PathBuf,
     #[command(flatten)]
     reach: Reach,
-    /// Number of local worker processes (overrides `[workers] local`). Of the LLINK_… variables they see LLINK_DEVICE
-    /// and LLINK_LOG.
+    /// Number of local worker processes (overrides `[workers] local`). Of the LLINK_… variables they see LLINK_COMPUTE,
+    /// LLINK_DEVICE, LLINK_LOG and LLINK_ONEDNN.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
     /// Print the plan and what is cached, and start nothing.
@@ -104,6 +104,7 @@ impl Submit {
 
     #[cfg(feature = "embedded")]
     async fn run_here(&self, request: Request<SubmitRequest>, file: &job::JobFile, style: Style) -> Result<(), Failed> {
+        use llink_proto::JobState;
         use llink_proto::reach::Credentials;
 
         use super::local::{LocalWorkers, Stop};
@@ -152,8 +153,13 @@ impl Submit {
             }
         };
         let in_hurry = outcome.as_ref().is_err_and(|failed| failed.exit == Exit::Interrupted);
+        // A job that was cancelled or failed has workers that may still save their work.
+        let is_over = match &outcome {
+            Ok(job) => job.as_ref().is_none_or(|job| job.state() == JobState::Succeeded),
+            Err(_) => false,
+        };
         tokio::select! {
-            () = workers.stop(if outcome.is_ok() { Stop::Idle } else { Stop::Busy }) => {}
+            () = workers.stop(if is_over { Stop::Idle } else { Stop::Busy }) => {}
             // A checkpoint counts only when it is complete, so a second interrupt does no harm.
             () = super::interrupted(), if in_hurry => complain("workers are killed"),
         }

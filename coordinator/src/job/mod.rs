@@ -33,7 +33,7 @@ pub use warnings::warnings;
 use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, at_least, between, zero};
 use serde::{Deserialize, Serialize};
 
-/// A whole job file. Only `corpus` is required; every other key has a default.
+/// A whole job file. Only `corpus` is required.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobFile {

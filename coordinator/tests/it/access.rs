@@ -28,7 +28,7 @@ async fn until<T>(what: &str, mut f: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(found) = f().await {
             return found;
         }
-        assert!(began.elapsed().as_secs() < 15, "waited in vain: {what}");
+        assert!(began.elapsed().as_secs() < 120, "waited in vain: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
 }
@@ -120,7 +120,7 @@ async fn worker_is_stopped(line: &str, word: &str) -> (Option<i32>, String) {
         said += &lines.next_line().await.unwrap().expect(word);
     }
     // The answer to its first heartbeat, after at most two seconds, says whether a job runs.
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     let pid = worker.id().unwrap().to_string();
     std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     while let Some(line) = lines.next_line().await.unwrap() {
@@ -135,7 +135,7 @@ async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() 
     let authority = trial.authority("certs");
     trial.write("gone", &authority::make(&wanted(Duration::seconds(-60)), Some(&authority)).unwrap());
     assert!(lists(&coordinator.url, &trial.certificate_of("gone", "ada")).await.is_err(), "it ran out a minute ago");
-    trial.write("brief", &authority::make(&wanted(Duration::seconds(4)), Some(&authority)).unwrap());
+    trial.write("brief", &authority::make(&wanted(Duration::seconds(12)), Some(&authority)).unwrap());
     let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada")).await.unwrap();
     client.list(ListRequest::default()).await.unwrap();
     let refused = async || client.list(ListRequest::default()).await.err();
@@ -375,7 +375,7 @@ async fn silent(url: &str, from: &str, count: usize) -> Vec<tokio::net::TcpStrea
 /// Returns true if the other side closes a connection in time.
 async fn is_closed(stream: &mut tokio::net::TcpStream) -> bool {
     use tokio::io::AsyncReadExt;
-    let patience = std::time::Duration::from_secs(10);
+    let patience = std::time::Duration::from_secs(30);
     let read = tokio::time::timeout(patience, stream.read(&mut [0; 64])).await;
     matches!(read, Ok(Ok(0) | Err(_)))
 }
@@ -410,7 +410,7 @@ async fn silent_connections_lock_nobody_out_and_are_closed_within_seconds() {
     for stream in &mut held {
         assert!(is_closed(stream).await, "a silent connection is held");
     }
-    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
     coordinator.stop().await.unwrap();
 }
 

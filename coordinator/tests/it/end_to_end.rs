@@ -21,7 +21,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     let second = place.ok(&["submit", "job.toml"]);
     let took = began.elapsed();
     assert!(second.contains("nothing to do, every stage was finished before"), "{second}");
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert_eq!(place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]), before);
 
     // Another job with this output shares the stages with the same key.

@@ -65,10 +65,10 @@ impl From<&Key> for Row {
     }
 }
 
-/// A job that names every table, so that each optional key shows its default.
+/// A job that names every table and has the required keys alone, so that each other key shows its default.
 const EVERY_TABLE: &str = r#"
 [corpus]
-source = "sample"
+source = { url = "sample" }
 [instructions]
 source = "sample"
 [synthesize]
@@ -84,7 +84,7 @@ model = "m"
 const OPENING: &str = "\
 # The job file
 
-A job file is TOML. Only `[corpus]` must be given, and every other key has a default. This page is made from the code by a test.
+A job file is TOML. Only `[corpus]` must be given. A key without \"required\" in its table has a default. This page is made from the code by a test.
 
 A wrong key or value is shown with its line, what was expected and the nearest name, and nothing is started. Relative paths belong to
 the job file's folder. `\"\"` and an absent value stand for \"not given\".
@@ -107,6 +107,7 @@ fn the_reference_names_every_key_with_its_default() {
 fn page() -> String {
     let job = parse("reference.toml", EVERY_TABLE).unwrap();
     let defaults = serde_json::to_value(job).unwrap();
+    let required: Value = toml::from_str(EVERY_TABLE).unwrap();
     let mut page = OPENING.to_owned();
     for section in sections() {
         assert!(!section.keys.is_empty(), "[{}] has no key", section.name);
@@ -120,11 +121,14 @@ fn page() -> String {
             false => "| key | default | meaning |\n| --- | --- | --- |",
         };
         writeln!(page, "\n## {title}\n\n{}\n\n{head}", section.about).unwrap();
-        let mut parts = section.name.split('.').filter(|part| !part.is_empty());
-        let values = parts.try_fold(&defaults, |value, part| value.get(part));
+        let parts = section.name.split('.').filter(|part| !part.is_empty());
+        let [values, given] =
+            [&defaults, &required].map(|all| parts.clone().try_fold(all, |value, part| value.get(part)));
         for Row { name, meaning, bounds } in section.keys {
-            let default = values.and_then(|values| values.get(&name));
-            let default = default.map_or_else(String::new, shown);
+            let default = match given.and_then(|given| given.get(&name)) {
+                Some(required) if !required.is_object() || name == "source" => "required".to_owned(),
+                _ => values.and_then(|values| values.get(&name)).map_or_else(String::new, shown),
+            };
             let bounds = if bounded { format!(" {bounds} |") } else { String::new() };
             writeln!(page, "| `{name}` | {default} |{bounds} {meaning} |").unwrap();
         }

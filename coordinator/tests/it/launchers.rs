@@ -29,8 +29,9 @@ fn two_nodes_run_a_job_and_end_with_it() {
             .env("PATH", &path)
             .env("LLINK_ALLOW_ROOT", place.dir.path())
             .env("LLINK_PORT", port.to_string())
-            .env("LLINK_IDLE_EXIT_S", "4")
-            .env("LLINK_LAST_S", "4");
+            // A worker that ends before `submit` has started, or after the coordinator, would fail.
+            .env("LLINK_IDLE_EXIT_S", "12")
+            .env("LLINK_LAST_S", "12");
         command
     };
     assert!(script("prepare.sh", &["join", "2"]).status().unwrap().success());

@@ -74,9 +74,10 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     place.fails(6, &["health", &format!("http://{}", free_address())]);
 
     let worker_health = free_address();
+    // The second worker is idle for longer than a heartbeat takes, so the first one too hears that the job is over.
     let joins: [&[&str]; 2] = [
         &["--tls-cert", "certs/worker.crt", "--tls-key", "certs/worker.key", "--health", &worker_health],
-        &["--token-file", "node-7.token", "--idle-exit", "2"],
+        &["--token-file", "node-7.token", "--idle-exit", "8"],
     ];
     let mut workers: Vec<Running> = joins
         .iter()

@@ -1,9 +1,9 @@
 //! Jobs that share stages, on one coordinator, and as separate processes with one output.
 
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Instant;
 
-use crate::common::{Place, Running, eventually, says_all, signal, text, workers_of};
+use crate::common::{Place, Running, eventually, says_all, text, workers_of};
 
 /// One job of a sweep over Stage A's learning rate.
 fn job(number: usize) -> String {
@@ -139,9 +139,13 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
     first.child.kill().unwrap();
     first.child.wait().unwrap();
     let began = Instant::now();
-    workers.iter().for_each(|worker| signal(*worker, "-KILL"));
+    for worker in workers {
+        // The process may have ended by itself, because its coordinator is gone.
+        let _ = Command::new("kill").args(["-KILL", &worker.to_string()]).status();
+    }
     place.lists("embed: embed", &["--state", "state-1"]);
-    assert!(began.elapsed().as_secs() < 20, "the claim of a process that is gone is not waited for");
+    // A claim that nobody renews lasts for at least 45 seconds.
+    assert!(began.elapsed().as_secs() < 40, "the claim of a process that is gone is not waited for");
     says_all(&succeeds(second), &["is computing this stage: its result is waited for"]);
     place.ok(&["verify", "out"]);
 }

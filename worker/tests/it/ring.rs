@@ -188,7 +188,7 @@ fn a_rank_that_dies_gives_the_others_an_error_at_once() {
             Some((started.elapsed(), error, again))
         });
         for (elapsed, error, again) in results.into_iter().flatten() {
-            assert!(elapsed < Duration::from_secs(5), "{elapsed:?} for {error}");
+            assert!(elapsed < TIMEOUT / 2, "{elapsed:?} for {error}");
             let text = error.to_string();
             assert!(matches!(error, Error::Peer { .. }), "{text}");
             assert!(text.contains("all_reduce_sum at step 42") && text.contains("rank"), "{text}");
@@ -199,7 +199,8 @@ fn a_rank_that_dies_gives_the_others_an_error_at_once() {
 
 #[test]
 fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
-    let timeout = Duration::from_millis(700);
+    // The ranks must meet within the timeout too.
+    let timeout = Duration::from_secs(3);
     for (length, sealed) in [(10, false), (4_000_000, false), (4_000_000, true)] {
         let (done, wait) = mpsc::channel::<()>();
         let wait = Mutex::new(wait);
@@ -219,7 +220,7 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
             }
             assert!(matches!(error, Error::Peer { .. }), "{error}");
             assert!(error.to_string().contains("rank"), "{error}");
-            assert!(elapsed < timeout + Duration::from_secs(2), "{elapsed:?}");
+            assert!(elapsed < timeout + Duration::from_secs(15), "{elapsed:?}");
         });
     }
 }
@@ -245,25 +246,27 @@ fn a_trickle_does_not_extend_the_timeout() {
             thread::sleep(Duration::from_millis(50));
         }
     });
-    let timeout = Duration::from_millis(600);
+    // The peer must say hello within the timeout too. At its pace the sum would take minutes.
+    let timeout = Duration::from_secs(3);
     let options = options(0, &addresses, timeout);
     let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
     let started = Instant::now();
     let error = ring.all_reduce_sum(&mut vec![1.0; 1000]).unwrap_err();
-    assert!(started.elapsed() < timeout + Duration::from_secs(1), "{:?} for {error}", started.elapsed());
+    assert!(started.elapsed() < timeout + Duration::from_secs(15), "{:?} for {error}", started.elapsed());
     drop(ring);
     peer.join().unwrap();
 }
 
 #[test]
 fn an_abort_from_another_thread_wakes_who_waits() {
+    let (woken, is_woken) = mpsc::channel();
+    let is_woken = Mutex::new(is_woken);
     let started = Instant::now();
     on_ring(2, Duration::from_secs(60), |ring| {
         let handle = ring.abort_handle();
         if ring.rank() == 1 {
-            thread::sleep(Duration::from_millis(200));
             // Its own ring stays open, so only its own abort wakes rank 0.
-            thread::sleep(Duration::from_millis(400));
+            let _ = is_woken.lock().unwrap().recv_timeout(TIMEOUT);
             return;
         }
         let abort = thread::spawn(move || {
@@ -272,8 +275,9 @@ fn an_abort_from_another_thread_wakes_who_waits() {
         });
         let error = ring.all_gather(&[1.0], &[1, 1]).unwrap_err();
         assert!(matches!(&error, Error::Aborted(reason) if reason == "the lease expired"), "{error}");
-        assert!(started.elapsed() < Duration::from_millis(550), "{:?}", started.elapsed());
+        assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
         assert!(matches!(ring.barrier(), Err(Error::Aborted(_))));
+        woken.send(()).unwrap();
         abort.join().unwrap();
     });
 }
@@ -291,7 +295,7 @@ fn an_abort_ends_connecting() {
     let started = Instant::now();
     let error = Ring::connect(listeners.remove(0), &options, handle).err().unwrap();
     assert!(matches!(error, Error::Aborted(_)), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(started.elapsed() < TIMEOUT);
     abort.join().unwrap();
 }
 
@@ -312,7 +316,7 @@ fn late_comers_of_another_generation_are_turned_away() {
     let mut late = TcpStream::connect(&addresses[0]).unwrap();
     late.write_all(&hello(6, 1, 0, 2, SECRET)).unwrap();
     let sums = on_ranks(listeners, |rank, listener| {
-        let options = options(rank, &addresses, Duration::from_secs(10));
+        let options = options(rank, &addresses, TIMEOUT);
         let mut sum = [1.0];
         Ring::connect(listener, &options, AbortHandle::new()).unwrap().all_reduce_sum(&mut sum).unwrap();
         sum
@@ -327,7 +331,7 @@ fn late_comers_of_another_generation_are_turned_away() {
 fn who_does_not_know_the_secret_neither_calls_nor_answers() {
     let (mut listeners, addresses) = listeners(2);
     let (mine, theirs) = (listeners.remove(0), listeners.remove(0));
-    let options = options(0, &addresses, Duration::from_secs(5));
+    let options = options(0, &addresses, TIMEOUT);
     let ring = thread::spawn(move || Ring::connect(mine, &options, AbortHandle::new()).map(drop));
     // Everything in its message is right but the secret.
     let mut caller = TcpStream::connect(&addresses[0]).unwrap();
@@ -416,7 +420,7 @@ fn a_rank_of_another_generation_learns_why() {
         Ring::connect(listener, &options, AbortHandle::new()).err().unwrap().to_string()
     });
     assert!(errors.iter().any(|text| text.contains("another generation")), "{errors:?}");
-    assert!(started.elapsed() < timeout + Duration::from_secs(2));
+    assert!(started.elapsed() < timeout + Duration::from_secs(15));
 }
 
 /// Checks the machine rather than the library. The bound is generous, and only a stray sleep or delayed packet exceeds
@@ -435,5 +439,5 @@ fn small_sums_take_no_longer_than_a_network_needs() {
         times[times.len() / 2]
     });
     println!("a sum of 96 values takes {:?} at the median", times[0]);
-    assert!(times[0] < Duration::from_millis(5), "{times:?}");
+    assert!(times[0] < Duration::from_millis(15), "{times:?}");
 }

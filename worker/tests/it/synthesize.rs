@@ -110,7 +110,7 @@ async fn answer(step: Step, request: &Value) -> Vec<u8> {
 }
 
 fn endpoint(url: &str) -> ModelEndpoint {
-    ModelEndpoint { url: url.into(), timeout_s: 0.5, attempts: 4, ..ModelEndpoint::default() }
+    ModelEndpoint { url: url.into(), timeout_s: 5.0, attempts: 4, ..ModelEndpoint::default() }
 }
 
 fn client(endpoint: ModelEndpoint) -> Client {
@@ -136,7 +136,7 @@ async fn passing_faults_are_tried_again() {
         reply("200 OK", json!({ "error": "overloaded" })),
         reply("200 OK", json!({ "error": { "message": "busy", "code": 502 } })),
         Step::Torn(120),
-        Step::Silent(Duration::from_secs(5)),
+        Step::Silent(Duration::from_secs(60)),
     ];
     for (number, fault) in faults.into_iter().enumerate() {
         let (url, asked) = server(vec![fault, fish()]).await;

@@ -289,7 +289,7 @@ pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = f() {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
+        assert!(began.elapsed() < Duration::from_secs(300), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

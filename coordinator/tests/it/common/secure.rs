@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use llink_coord::authority::{self, Made, Wanted};
+use llink_coord::schedule::Timing;
 use llink_coord::serve::access::{Role, Token, TokenUse};
 use llink_coord::serve::{self, Running, Security, ServeOptions, TlsFiles};
 use llink_datasets::roots::Roots;
@@ -83,6 +84,8 @@ impl Trial {
     pub fn options(&self) -> ServeOptions {
         let certs = self.path("certs");
         ServeOptions {
+            // The clients of tests send no heartbeats.
+            timing: Timing { lease: 120_000, ..Timing::default() },
             security: Security {
                 tls: Some(TlsFiles {
                     certificate: certs.join("coordinator.crt"),
