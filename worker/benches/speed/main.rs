@@ -5,6 +5,7 @@
 
 mod align;
 #[path = "../../tests/it/common/gang.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
 mod gang;
 mod instruct;
 mod ring;
