@@ -15,8 +15,10 @@ from network import Network
 
 GROUPS = pathlib.Path("/sys/fs/cgroup/cpu")
 UNREACHABLE = 6
-# Of a step: the share of the computation that every rank does again, the bytes that are summed, and the number of sums.
-STEPS = {"align": (0.5, 36e6, 3), "instruct": (0.0, 347e6, 21)}
+# Of a step: the share of the computation that every rank does again, the bytes that are summed, the number of sums, and the seconds of a
+# core that a rank needs for each byte that it sends.
+STEPS = {"align": (0.5, 36e6, 3, 0.0), "instruct": (0.0, 347e6, 21, 3e-9)}
+ONE_LAYER = 305e6  # the bytes of Stage B with the models of this bench, whose adapter has one layer
 PAYLOAD = 0.97  # of a network's bandwidth, beside the headers of TCP
 NETWORKS = [(10_000, 0.1), (1_000, 0.1), (1_000, 1), (1_000, 10), (100, 1)]
 STREAM = """
@@ -139,10 +141,13 @@ def ring(options):
                 stream_mbit_s=bandwidth * 8 / 1e6, delay_ms=latency * 1e3)
 
 
-def step_seconds(stage, alone, ranks, bandwidth, delay):
-    """The time of a step on `ranks` ranks, of which `alone` is that on one rank. Nothing that overlaps is taken off."""
-    shared, size, sums = STEPS[stage]
-    return alone * (shared + (1 - shared) / ranks) + wire_seconds(size, ranks, bandwidth, delay, sums)
+def step_seconds(stage, alone, ranks, bandwidth, delay, cores, size=None):
+    """The time of a step on `ranks` ranks, of which `alone` is that on one rank. A rank has `cores`; none if a GPU sums. Nothing that
+    overlaps is taken off."""
+    shared, whole, sums, work = STEPS[stage]
+    size = size or whole
+    summing = 2 * (ranks - 1) / ranks * size * work / cores if cores else 0
+    return alone * (shared + (1 - shared) / ranks) + wire_seconds(size, ranks, bandwidth, delay, sums) + summing
 
 
 class Cluster:
@@ -197,7 +202,8 @@ def train(options):
             cluster.client("submit", file, "--detach")
             step = trained(options.folder, options.stage, began)
             alone = step["total"] if ranks == 1 else alone
-            predicted = step_seconds(options.stage, alone, ranks, network.rate * PAYLOAD, latency)
+            predicted = step_seconds(options.stage, alone, ranks, network.rate * PAYLOAD, latency, options.share,
+                                     ONE_LAYER if options.stage == "instruct" else None)
         put(table=f"scaling-{options.stage}", row="1 rank" if ranks == 1 else called(int(megabits), delay), column=many(ranks, "rank"), seconds=step["total"],
             phases=step, predicted=predicted, bandwidth=bandwidth, delay=latency, ranks=ranks, share=options.share)
     shutil.rmtree(place)
@@ -240,9 +246,9 @@ def models(options):
 # jobs for the processor, and for a GPU by its operations at 400 TFLOP/s, which no run has confirmed. Beside it the bytes and sums of a step.
 TEXTS, ENCODER_TOKENS, TEACHER_TOKENS, A_STEPS, B_STEPS, B_EXAMPLE_FLOP = 143_000, 35, 25, 20_000, 938, 4.5e11
 KINDS = {
-    "two cores of the table above": {"embed": TEXTS * (ENCODER_TOKENS / 1_458 + TEACHER_TOKENS / 190), "align": 0.051, "instruct": 128 / 4 * 7.1},
+    "two cores of the table above": {"embed": TEXTS * (ENCODER_TOKENS / 1_458 + TEACHER_TOKENS / 190), "align": 0.051, "instruct": 128 / 4 * 7.1, "cores": 2},
     "a GPU at 400 TFLOP/s": {"embed": TEXTS * 2 * (85e6 * ENCODER_TOKENS + 0.97e9 * TEACHER_TOKENS) / 4e14, "align": 0.003,
-                             "instruct": 128 * B_EXAMPLE_FLOP / 4e14},
+                             "instruct": 128 * B_EXAMPLE_FLOP / 4e14, "cores": None},
 }
 LINKS = {"1 Gbit/s": (1e9 / 8, 2e-4), "10 Gbit/s": (1e10 / 8, 1e-4), "100 Gbit/s": (1e11 / 8, 2e-5), "NVLink, 150 GB/s": (150e9, 1e-5)}
 MISSION_NETWORKS = dict(zip(KINDS, (["1 Gbit/s", "10 Gbit/s"], ["10 Gbit/s", "100 Gbit/s", "NVLink, 150 GB/s"])))
@@ -253,7 +259,7 @@ def predict(options):
         for name in MISSION_NETWORKS[kind]:
             bandwidth, delay = LINKS[name]
             for ranks in (1, 2, 4, 8, 16):
-                a, b = (step_seconds(stage, alone[stage], ranks, bandwidth, delay) for stage in STEPS)
+                a, b = (step_seconds(stage, alone[stage], ranks, bandwidth, delay, alone["cores"]) for stage in STEPS)
                 # Stage A stays on one rank where more only wait.
                 seconds = alone["embed"] / ranks + A_STEPS * min(a, alone["align"]) + B_STEPS * b
                 put(table="mission", row=f"{kind}, {name}", column=many(ranks, "rank"), seconds=seconds, align_step=a, instruct_step=b)
@@ -277,7 +283,8 @@ def main():
     try:
         globals()[options.command](options)
     finally:
-        for group in GROUPS.glob("llbench*"):
+        # `predict` may run beside another command, whose groups these are.
+        for group in GROUPS.glob("llbench*") if options.command != "predict" else []:
             group.rmdir()
 
 
