@@ -140,6 +140,13 @@ async fn tick(machine: Arc<dyn Machine>, calls: mpsc::WeakSender<Call>) {
     }
 }
 
+/// Refuses the calls in the queue. A receiver that is only dropped leaves a call in it that is queued at that moment, whose
+/// caller would then wait as long as anybody else can call.
+async fn refuse(mut inbox: mpsc::Receiver<Call>) {
+    inbox.close();
+    while inbox.recv().await.is_some() {}
+}
+
 impl Engine {
     /// Makes an engine on what the state store remembers. Its first step is not saved yet. Also returns the queue of its
     /// calls, and the handle that fills the queue.
@@ -191,12 +198,15 @@ impl Engine {
     async fn run(mut self, mut inbox: mpsc::Receiver<Call>) {
         while let Some(fx) = self.save().await {
             if self.stops {
-                return self.end().await;
+                self.end().await;
+                return refuse(inbox).await;
             }
             self.act_on(fx);
             let Some(first) = inbox.recv().await else { return };
             self.run_queued(first, &mut inbox);
         }
+        drop(self);
+        refuse(inbox).await;
     }
 
     /// Ends the engine after the steps so far. Its replica is left to the next leader.
@@ -441,6 +451,24 @@ mod tests {
             }
         });
         futures::future::join_all(calls).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn calls_that_come_while_the_engine_ends_are_refused() {
+        for _ in 0..2_000 {
+            let (calls, inbox) = mpsc::channel::<Call>(CALLS_QUEUED);
+            let (_, broken) = watch::channel(None);
+            let engine = EngineHandle { calls, machine: Arc::new(ThisMachine::new()), broken };
+            let call = |_| {
+                let engine = engine.clone();
+                tokio::spawn(async move { engine.call(|_| ()).await.is_err() })
+            };
+            let callers: Vec<_> = (0..3).map(call).collect();
+            refuse(inbox).await;
+            let refused = futures::future::join_all(callers);
+            let refused = tokio::time::timeout(Duration::from_secs(60), refused).await.expect("nobody waits");
+            assert!(refused.into_iter().all(Result::unwrap));
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
