@@ -1,3 +1,5 @@
+//! Numbers of texts in many scripts and forms.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The page over HTTP: what it brings, and who is shown it.
+
 use std::net::SocketAddr;
 use std::path::Path;
 

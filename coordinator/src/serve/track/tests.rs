@@ -1,3 +1,5 @@
+//! Trackers and webhooks against small servers that fail or hang.
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -1,3 +1,5 @@
+//! Replicas on a disk and a store that fail at any point.
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};

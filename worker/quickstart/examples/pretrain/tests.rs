@@ -1,3 +1,5 @@
+//! The models in training compute what the frozen ones do.
+
 use std::path::PathBuf;
 
 use super::share::SHARE_TOKENS;

@@ -1,3 +1,5 @@
+//! Losses and gradients of Stage A against a plain form of their definition.
+
 use candle_core::{DType, Device};
 use half::f16;
 

@@ -1,3 +1,5 @@
+//! The projector's start, gradients and files.
+
 use std::sync::Arc;
 
 use candle_core::Tensor;

@@ -1,3 +1,5 @@
+//! The slot expander's gradients against finite differences, with and without windows.
+
 use super::*;
 use crate::ops::testing::differences;
 

@@ -1,3 +1,5 @@
+//! Statistics of vectors: whitening, standardizing, and what cannot be fitted.
+
 use super::*;
 use crate::numerics::random::uniform;
 use half::f16;
