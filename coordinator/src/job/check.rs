@@ -23,26 +23,11 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "a folder or an object-store URL",
     );
 
-    let c = &job.corpus;
-    expect(!c.source.as_slice().is_empty(), "corpus.source", &"empty", "at least one source");
-    sources(&c.source, "corpus.source", &mut expect);
-    let expected = "a format of files; a folder of FLORES has it in its own table, { url = …, format = \"flores\", … }";
-    expect(c.format != Some(FormatName::Flores), "corpus.format", &"flores", expected);
-    column(&c.english_column, "corpus.english_column", &mut expect);
-    column(&c.foreign_column, "corpus.foreign_column", &mut expect);
-    if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {
-        let differ = english != foreign;
-        expect(differ, "corpus.foreign_column", foreign, "another column than `corpus.english_column`");
-    }
+    corpus(job, &mut expect);
     cleaning(&job.cleaning, &mut expect);
     if let Some(synthesize) = &job.synthesize {
         super::synthesize::problems(synthesize, &mut expect);
     }
-    c.check_bounds(&mut expect);
-    expect(c.min_chars <= c.max_chars, "corpus.min_chars", &c.min_chars, "at most `corpus.max_chars`");
-    let sample_sized = c.train_pairs > 0 || !c.source.has_sample();
-    expect(sample_sized, "corpus.train_pairs", &c.train_pairs, "how many pairs of the sample corpus to make");
-
     if let Some(i) = &job.instructions {
         expect(!i.source.as_slice().is_empty(), "instructions.source", &"empty", "at least one source");
         sources(&i.source, "instructions.source", &mut expect);
@@ -55,7 +40,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     job.embed.check(&mut expect);
     job.align.check(&mut expect);
     let batch = u64::from(job.align.batch);
-    let batch_fits = c.train_pairs == 0 || batch <= c.train_pairs;
+    let batch_fits = job.corpus.train_pairs == 0 || batch <= job.corpus.train_pairs;
     expect(batch_fits, "align.batch", &batch, "at most `corpus.train_pairs`");
     if let Some(instruct) = &job.instruct {
         let taught = job.instructions.is_some() || job.synthesize.is_some();
@@ -67,14 +52,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     super::judge::problems(job, &mut expect);
     super::track::problems(job, &mut expect);
     job.evaluate.check_bounds(&mut expect);
-    if let Some(set) = &job.evaluate.set {
-        sources(set, "evaluate.set", &mut expect);
-        let is_outside = !set.as_slice().is_empty() && !set.has_sample();
-        expect(is_outside, "evaluate.set", &"no file", "at least one file");
-        let answers = job.instruct.is_some() && job.evaluate.answers > 0;
-        let expected = "an [instruct] section, and `evaluate.answers` above 0: answers are what is scored";
-        expect(answers, "evaluate.set", &"given", expected);
-    }
+    evaluation_set(job, &mut expect);
     job.workers.check_bounds(&mut expect);
     let instruct = job.instruct.as_ref().map_or(1, |instruct| instruct.min_ranks);
     let fewest = instruct.max(job.align.min_ranks);
@@ -82,6 +60,35 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let expected = "0 for any number, or at least the `min_ranks` of `align` and `instruct`";
     expect(at_most >= fewest, "workers.at_most", &at_most, expected);
     found
+}
+
+fn corpus(job: &JobFile, expect: Expect<'_>) {
+    let c = &job.corpus;
+    expect(!c.source.as_slice().is_empty(), "corpus.source", &"empty", "at least one source");
+    sources(&c.source, "corpus.source", expect);
+    let expected = "a format of files; a folder of FLORES has it in its own table, { url = …, format = \"flores\", … }";
+    expect(c.format != Some(FormatName::Flores), "corpus.format", &"flores", expected);
+    column(&c.english_column, "corpus.english_column", expect);
+    column(&c.foreign_column, "corpus.foreign_column", expect);
+    if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {
+        let differ = english != foreign;
+        expect(differ, "corpus.foreign_column", foreign, "another column than `corpus.english_column`");
+    }
+    c.check_bounds(expect);
+    expect(c.min_chars <= c.max_chars, "corpus.min_chars", &c.min_chars, "at most `corpus.max_chars`");
+    let sample_sized = c.train_pairs > 0 || !c.source.has_sample();
+    expect(sample_sized, "corpus.train_pairs", &c.train_pairs, "how many pairs of the sample corpus to make");
+}
+
+fn evaluation_set(job: &JobFile, expect: Expect<'_>) {
+    if let Some(set) = &job.evaluate.set {
+        sources(set, "evaluate.set", expect);
+        let is_outside = !set.as_slice().is_empty() && !set.has_sample();
+        expect(is_outside, "evaluate.set", &"no file", "at least one file");
+        let answers = job.instruct.is_some() && job.evaluate.answers > 0;
+        let expected = "an [instruct] section, and `evaluate.answers` above 0: answers are what is scored";
+        expect(answers, "evaluate.set", &"given", expected);
+    }
 }
 
 fn sources(sources: &Sources, key: &str, expect: Expect<'_>) {

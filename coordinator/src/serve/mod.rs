@@ -35,6 +35,7 @@ use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
+use tonic::transport::server::Router;
 
 use crate::machine::{Machine, ThisMachine, unix_ms};
 use crate::schedule::{Keep, Timing};
@@ -48,7 +49,7 @@ pub use engine::EngineHandle;
 pub use exposure::Security;
 pub use health::READY;
 pub use jobs::FAILURE_KIND_KEY;
-use tls::ClientCertificate;
+use tls::{ClientCertificate, Tls};
 pub use tls::{FileError, TlsFiles};
 
 /// The most bytes of a message, which is enough for a stage of a hundred thousand artifacts.
@@ -160,33 +161,8 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         exposure::check_callers("--page", page, &options.security).map_err(ServeError::Exposed)?;
     }
     let lock = lock(&options.state_directory)?;
-    let security = &options.security;
-    let tokens = security.tokens.as_deref().map(tls::watch_tokens).transpose()?;
-    let client = match tokens {
-        Some(_) => ClientCertificate::Optional,
-        None => ClientCertificate::Required,
-    };
-    let tls = security.tls.clone().map(|files| tls::watch_files(files, client)).transpose()?;
     let calls = metrics::Calls::default();
-    let audit = security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new);
-    let authority = tls.clone().filter(|tls| tls.borrow().authority.is_some());
-    let open = authority.is_none() && tokens.is_none() && own_token.is_none();
-    // On loopback other users of the machine are strangers too.
-    let asks_nobody = open || own_token.is_some();
-    let own_user = (asks_nobody && tls.is_none() && options.listen.ip().is_loopback() && !security.insecure)
-        .then(local_user::own_user)
-        .flatten();
-    let access = Arc::new(Access {
-        open,
-        own_user,
-        own_token: own_token.as_ref().map(|token| access::sha256_of(token.text())),
-        authority,
-        tokens,
-        audit: audit.clone(),
-        calls: calls.clone(),
-        slowdown: Slowdown::default(),
-        token_file: security.tokens.clone(),
-    });
+    let (access, tls) = access_of(&options, own_token.as_ref(), calls.clone())?;
     let (stop, stopped) = watch::channel(false);
     let (leads, led) = oneshot::channel();
     if let Some(address) = options.health {
@@ -208,25 +184,15 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     }
     let tracker = tokio::spawn(track::keep(engine.clone(), stopped.clone()));
     let plans = page::Plans::default();
-    let jobs = jobs::Jobs::new(engine.clone(), security.roots.clone(), plans.clone(), stopped.clone());
-    let jobs = JobServiceServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
-    let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key, tls.is_some());
-    let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let services = Routes::new(jobs).add_service(workers).into_axum_router();
-    let services = services.layer(from_fn_with_state(access.clone(), gate));
-    let router = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .tcp_nodelay(true)
-        .add_routes(services.into());
+    let router = router(&options, &engine, access.clone(), plans.clone(), tls.is_some(), stopped.clone())?;
+    let audit = access.audit.clone();
     if let Some(audit) = audit.clone() {
         tokio::spawn(settle(audit, stopped.clone()));
     }
     if let Some(address) = options.metrics {
         metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
     }
-    let protection = match (tls, own_user) {
+    let protection = match (tls, access.own_user) {
         (Some(tls), _) => Protection::Tls(tls),
         (None, Some(_)) => Protection::PlainOfUsers,
         (None, None) => Protection::Plain,
@@ -262,6 +228,64 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         _lock: lock,
         endpoint_file: endpoint_file(&options.state_directory),
     })
+}
+
+/// Opens what decides about callers: certificates, tokens, and the log of what callers did.
+fn access_of(
+    options: &ServeOptions,
+    own_token: Option<&Secret>,
+    calls: metrics::Calls,
+) -> Result<(Arc<Access>, Option<watch::Receiver<Tls>>), ServeError> {
+    let security = &options.security;
+    let tokens = security.tokens.as_deref().map(tls::watch_tokens).transpose()?;
+    let client = match tokens {
+        Some(_) => ClientCertificate::Optional,
+        None => ClientCertificate::Required,
+    };
+    let tls = security.tls.clone().map(|files| tls::watch_files(files, client)).transpose()?;
+    let audit = security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new);
+    let authority = tls.clone().filter(|tls| tls.borrow().authority.is_some());
+    let open = authority.is_none() && tokens.is_none() && own_token.is_none();
+    // On loopback other users of the machine are strangers too.
+    let asks_nobody = open || own_token.is_some();
+    let own_user = (asks_nobody && tls.is_none() && options.listen.ip().is_loopback() && !security.insecure)
+        .then(local_user::own_user)
+        .flatten();
+    let access = Access {
+        open,
+        own_user,
+        own_token: own_token.map(|token| access::sha256_of(token.text())),
+        authority,
+        tokens,
+        audit,
+        calls,
+        slowdown: Slowdown::default(),
+        token_file: security.tokens.clone(),
+    };
+    Ok((Arc::new(access), tls))
+}
+
+/// Returns the services for jobs and workers, behind the gate that asks who calls.
+fn router(
+    options: &ServeOptions,
+    engine: &EngineHandle,
+    access: Arc<Access>,
+    plans: page::Plans,
+    is_encrypted: bool,
+    stopped: watch::Receiver<bool>,
+) -> Result<Router, ServeError> {
+    let jobs = jobs::Jobs::new(engine.clone(), options.security.roots.clone(), plans, stopped.clone());
+    let jobs = JobServiceServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
+    let workers = workers::Workers::new(engine.clone(), options.timing, stopped, gang_key, is_encrypted);
+    let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let services = Routes::new(jobs).add_service(workers).into_axum_router();
+    let services = services.layer(from_fn_with_state(access, gate));
+    Ok(tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .tcp_nodelay(true)
+        .add_routes(services.into()))
 }
 
 /// Opens the state. With a replica, this waits while another coordinator leads on it.

@@ -107,6 +107,39 @@ pub async fn split_corpus(
     let repeated = repeated_keys(store, cleaned).await?;
     let mut sides = Decider::new(spec, repeated);
     let mut assignment = Assignment::new(&store.describe(path), spec.corpus, spec.shard_rows)?;
+    let all = assign(spec, store, cleaned, &mut sides, &mut assignment, progress).await?;
+    progress(all, all);
+    let tally = std::mem::take(&mut sides.tally);
+    let (train, holdout) = (sides.train, sides.holdout);
+    assert_eq!(all, train + holdout + tally.dropped(), "every row is kept or dropped for one reason");
+    let mut counts = tally.counts();
+    counts.retain(|name, _| name.starts_with("dropped_"));
+    counts.extend([("rows".into(), all), ("train".into(), train), ("holdout".into(), holdout)]);
+    if spec.corpus == Corpus::Instructions {
+        counts.insert(TRAINED_AS_PAIRS.into(), sides.trained_as_pairs);
+    }
+    no_side_is_empty(spec, &sides, &counts).map_err(refuse)?;
+    let mut warnings = shortfalls(spec, &sides);
+    warnings.extend(seen_by_stage_a(&sides));
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+
+    let (content, shards) = assignment.finish()?;
+    let artifact = ManifestArtifact::of(path, Role::Assignment, train + holdout, &content, BTreeMap::new());
+    store.put(path, content).await?;
+    Ok(Split { artifact, shards, counts, warnings })
+}
+
+/// Decides about all cleaned rows in the order of their keys, and writes the kept ones into `assignment`. Returns how many there are.
+async fn assign(
+    spec: &SplitSpec,
+    store: &Store,
+    cleaned: &[String],
+    sides: &mut Decider<'_>,
+    assignment: &mut Assignment,
+    progress: Progress<'_>,
+) -> Result<u64> {
     // Held-out rows come first, but their shards are listed last.
     let mut holdout_places = Vec::new();
     let mut all = 0;
@@ -137,36 +170,28 @@ pub async fn split_corpus(
         assignment.push(Side::Holdout, place)?;
     }
     assignment.end_side(Side::Holdout)?;
-    progress(all, all);
-    let tally = std::mem::take(&mut sides.tally);
-    let (train, holdout) = (sides.train, sides.holdout);
-    assert_eq!(all, train + holdout + tally.dropped(), "every row is kept or dropped for one reason");
-    let mut counts = tally.counts();
-    counts.retain(|name, _| name.starts_with("dropped_"));
-    counts.extend([("rows".into(), all), ("train".into(), train), ("holdout".into(), holdout)]);
-    if spec.corpus == Corpus::Instructions {
-        counts.insert(TRAINED_AS_PAIRS.into(), sides.trained_as_pairs);
-    }
-    for (side, found) in [(Side::Train, train), (Side::Holdout, holdout)] {
-        if found == 0 {
-            let role = Role::Shard(spec.corpus, side);
-            let why = match sides.offered[usize::from(side == Side::Holdout)] {
-                0 if all > 0 => all_on_the_other_side(spec, side, all),
-                _ => format!("{all} cleaned rows ({}); add a source", listed(&counts)),
-            };
-            return Err(refuse(format!("no row is left for {role}: {why}")));
-        }
-    }
-    let mut warnings = shortfalls(spec, &sides);
-    warnings.extend(seen_by_stage_a(&sides));
-    for warning in &warnings {
-        tracing::warn!("{warning}");
-    }
+    Ok(all)
+}
 
-    let (content, shards) = assignment.finish()?;
-    let artifact = ManifestArtifact::of(path, Role::Assignment, train + holdout, &content, BTreeMap::new());
-    store.put(path, content).await?;
-    Ok(Split { artifact, shards, counts, warnings })
+/// Returns an error that says why a side is empty, and what to do.
+fn no_side_is_empty(
+    spec: &SplitSpec,
+    sides: &Decider<'_>,
+    counts: &BTreeMap<String, u64>,
+) -> std::result::Result<(), String> {
+    let all = counts["rows"];
+    for (side, found) in [(Side::Train, sides.train), (Side::Holdout, sides.holdout)] {
+        if found > 0 {
+            continue;
+        }
+        let role = Role::Shard(spec.corpus, side);
+        let why = match sides.offered[usize::from(side == Side::Holdout)] {
+            0 if all > 0 => all_on_the_other_side(spec, side, all),
+            _ => format!("{all} cleaned rows ({}); add a source", listed(counts)),
+        };
+        return Err(format!("no row is left for {role}: {why}"));
+    }
+    Ok(())
 }
 
 /// Says why `side` has no row although there are `all` rows, and what to do.
