@@ -61,7 +61,7 @@ enum Transfer {
     Parts,
     /// The object is read part by part if the server supports it and tags the content, so that all parts are of one
     /// object.
-    #[cfg_attr(not(feature = "shards"), expect(dead_code, reason = "only corpora lie on web servers"))]
+    #[cfg_attr(not(feature = "cloud"), expect(dead_code, reason = "only corpora lie on web servers"))]
     PartsIfAble,
 }
 
