@@ -81,14 +81,13 @@ fn corpus(job: &JobFile, expect: Expect<'_>) {
 }
 
 fn evaluation_set(job: &JobFile, expect: Expect<'_>) {
-    if let Some(set) = &job.evaluate.set {
-        sources(set, "evaluate.set", expect);
-        let is_outside = !set.as_slice().is_empty() && !set.has_sample();
-        expect(is_outside, "evaluate.set", &"no file", "at least one file");
-        let answers = job.instruct.is_some() && job.evaluate.answers > 0;
-        let expected = "an [instruct] section, and `evaluate.answers` above 0: answers are what is scored";
-        expect(answers, "evaluate.set", &"given", expected);
-    }
+    let Some(set) = &job.evaluate.set else { return };
+    sources(set, "evaluate.set", expect);
+    let is_outside = !set.as_slice().is_empty() && !set.has_sample();
+    expect(is_outside, "evaluate.set", &"no file", "at least one file");
+    let answers = job.instruct.is_some() && job.evaluate.answers > 0;
+    let expected = "an [instruct] section, and `evaluate.answers` above 0: answers are what is scored";
+    expect(answers, "evaluate.set", &"given", expected);
 }
 
 fn sources(sources: &Sources, key: &str, expect: Expect<'_>) {
