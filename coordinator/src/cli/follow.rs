@@ -40,7 +40,8 @@ pub(super) async fn follow(
     }
 }
 
-fn ended_by(status: Status, left: &str) -> Failed {
+/// Returns the failure of a call. If the connection broke, it ends with `left`, which says how to go on.
+pub(super) fn ended_by(status: Status, left: &str) -> Failed {
     let is_broken = is_of_the_connection(&status);
     let failed = Failed::from(status);
     match is_broken {

@@ -58,7 +58,7 @@ impl Submit {
         match &self.reach.coordinator {
             Some(url) => {
                 let mut client = client::connect(url, &self.reach.credentials(url)).await?;
-                let job = send(&mut client, request).await?;
+                let job = send(&mut client, request, &self.once_more()).await?;
                 if self.dry_run {
                     ui::plan(&job, style);
                     return Ok(());
@@ -76,6 +76,15 @@ impl Submit {
                 follow::conclude(&ended, style)
             }
             None => self.run_here(request, &file, style).await,
+        }
+    }
+
+    /// Returns what to do when the coordinator may have the job or not. The same job is never started twice.
+    fn once_more(&self) -> String {
+        let command = format!("llink-coord submit {}{}", self.job.display(), self.reach.options());
+        match self.dry_run {
+            true => format!("`{command} --dry-run` asks again"),
+            false => format!("`{command}` starts the job, or follows it if the coordinator has accepted it"),
         }
     }
 
@@ -122,7 +131,8 @@ impl Submit {
         let credentials = Credentials { secret: running.token.clone(), ..Credentials::default() };
         let mut client = client::connect(&running.url, &credentials).await?;
         let mut workers = LocalWorkers::new(&running.url, credentials.secret, count, &self.reach.state, file);
-        let sent = send(&mut client, request).await;
+        let again = format!("`llink-coord submit {}` goes on from what was finished", self.job.display());
+        let sent = send(&mut client, request, &again).await;
         let outcome = match sent {
             Err(failed) => Err(failed),
             Ok(job) if self.dry_run => {
@@ -136,7 +146,6 @@ impl Submit {
                 }
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();
-                let again = format!("`llink-coord submit {}` goes on from what was finished", self.job.display());
                 let started = follow::follow(&mut client, &job.id, style, &again, |job| workers.start_if_needed(job));
                 tokio::select! {
                     ended = started => ended.map(Some),
@@ -178,8 +187,9 @@ impl Submit {
     }
 }
 
-async fn send(client: &mut Client, request: Request<SubmitRequest>) -> Result<Job, Failed> {
-    let answer = client.submit(request).await?.into_inner();
+/// Submits the job. `again` says what to do when the connection breaks before the answer is there.
+async fn send(client: &mut Client, request: Request<SubmitRequest>, again: &str) -> Result<Job, Failed> {
+    let answer = client.submit(request).await.map_err(|s| follow::ended_by(s, again))?.into_inner();
     let job = answer.job.ok_or_else(|| Exit::Internal.because("the coordinator answered without a job"))?;
     tracing::Span::current().record("job", &job.id);
     Ok(job)

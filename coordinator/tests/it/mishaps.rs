@@ -18,12 +18,31 @@ fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(6), "{said}");
     assert!(said.contains("the connection to the coordinator broke"), "{said}");
+    assert!(followed_advice(&place, &url, &said).contains("succeeded in"));
+}
+
+#[test]
+fn when_the_connection_breaks_before_a_job_is_accepted_the_advice_submits_it() {
+    let place = Place::new(SMALL);
+    let breaks = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", breaks.local_addr().unwrap());
+    let submit = place.command(&["submit", "job.toml", "--coordinator", &url]).spawn().unwrap();
+    let (mut caller, _) = breaks.accept().unwrap();
+    std::io::Read::read(&mut caller, &mut [0; 64]).unwrap();
+    drop((caller, breaks));
+    let output = submit.wait_with_output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(6), "{said}");
+    assert!(followed_advice(&place, &url, &said).contains("succeeded in"));
+}
+
+/// Starts a coordinator and a worker at `url`, and returns what the command prints that a client's last words name.
+fn followed_advice(place: &Place, url: &str, said: &str) -> String {
     let advice = said.split("`llink-coord ").nth(1).and_then(|rest| rest.split('`').next());
-    let advice: Vec<&str> = advice.expect("a command is named").split(' ').collect();
+    let advice = advice.unwrap_or_else(|| panic!("no command is named: {said}"));
     let (_coordinator, _) = place.serve_at(url.trim_start_matches("http://"), &[]);
-    let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
-    let followed = place.ok(&advice);
-    assert!(followed.contains("succeeded in"), "{followed}");
+    let _worker = place.start(&["worker", "--coordinator", url, "--threads", "1"]);
+    place.ok(&advice.split(' ').collect::<Vec<_>>())
 }
 
 #[test]
