@@ -13,13 +13,13 @@ use super::{Inputs, Phase, PlanError, StageName, earlier};
 const STAGE: StageName = StageName::Baseline;
 /// Number of training pairs behind the mean of each language. More pairs change little: the error of this mean is a
 /// 64th of the spread.
-const CENTRED_ON: u64 = 4_096;
+const CENTERED_ON: u64 = 4_096;
 
 /// Returns the benchmark's pairs and the pairs behind the means.
 fn texts(inputs: &Inputs<'_>) -> Result<[Portions; 2], PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     // The margin compares both sides of every training pair.
-    let train = inputs.job.cleaning.margin.map_or(CENTRED_ON, |_| u64::MAX);
+    let train = inputs.job.cleaning.margin.map_or(CENTERED_ON, |_| u64::MAX);
     let wanted = [(Side::Holdout, inputs.job.evaluate.benchmark_pairs), (Side::Train, train)];
     Ok(wanted.map(|(side, rows)| Portions::first(shard, side, rows)))
 }

@@ -123,7 +123,8 @@ impl StageName {
             // 2: an HTML report. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
             // 5: prompts in the decoder's own template; the judge's thoughts are cut off. 6: the look of the report.
             // 7: numbers with magnitude and unit, chrF++ and BLEU. 8: the doubt of verdicts, an evaluation set, costs.
-            Self::Evaluate => 8,
+            // 9: figures of the centered metric have its American name.
+            Self::Evaluate => 9,
             // 2: tiny models that know the sample corpus. 3: the encoder's reading settings, the decoder's layers.
             // 4: fingerprints include the decoder's chat template.
             Self::Models => 4,

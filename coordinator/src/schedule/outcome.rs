@@ -145,7 +145,7 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
 }
 
 fn judge(task: &mut TaskRecord, label: &str, cause: &MemberState, timing: &super::Timing) -> Verdict {
-    let labelled = |text: &str| format!("{label}: {text}");
+    let labeled = |text: &str| format!("{label}: {text}");
     let failure = match cause {
         MemberState::Lost(why) => {
             task.losses += 1;
@@ -155,10 +155,10 @@ fn judge(task: &mut TaskRecord, label: &str, cause: &MemberState, timing: &super
             };
             let text =
                 format!("lost its worker {times}, last because of: {why}; the task may be the cause (out of memory?)");
-            Failure { kind: FailureKind::Internal.into(), text: labelled(&text) }
+            Failure { kind: FailureKind::Internal.into(), text: labeled(&text) }
         }
         MemberState::Failed(failure) => {
-            let named = Failure { kind: failure.kind, text: labelled(&failure.text) };
+            let named = Failure { kind: failure.kind, text: labeled(&failure.text) };
             task.failures += 1;
             named
         }

@@ -16,13 +16,13 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     assert!(figure(&place, "retrieval.stage_a.cosine.r1") > 3.0 * chance, "60 steps beat chance: {first}");
     assert!(figure(&place, "retrieval.stage_a.cosine.mean_rank") < figure(&place, "retrieval.chance.mean_rank"));
 
-    let before = place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]);
+    let before = place.artifacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]);
     let began = Instant::now();
     let second = place.ok(&["submit", "job.toml"]);
     let took = began.elapsed();
     assert!(second.contains("nothing to do, every stage was finished before"), "{second}");
     assert!(took < Duration::from_secs(60), "{took:?}");
-    assert_eq!(place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]), before);
+    assert_eq!(place.artifacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]), before);
 
     // Another job with this output shares the stages with the same key.
     let longer = SMALL.replace("steps = 60", "steps = 70");
@@ -49,7 +49,7 @@ fn the_same_seed_gives_the_same_bytes_with_any_number_of_workers() {
     let run = |workers: &str| {
         let place = Place::new(SMALL);
         place.ok(&["submit", "job.toml", "--workers", workers]);
-        (place.artefacts(&stages), figure(&place, "retrieval.stage_a.cosine.mrr"))
+        (place.artifacts(&stages), figure(&place, "retrieval.stage_a.cosine.mrr"))
     };
     let (one, one_mrr) = run("1");
     let (three, three_mrr) = run("3");

@@ -53,7 +53,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "- \"km\"",
         "| sentence pairs | 600 | 100 | sample |",
         "| 20 × 64 |",
-        "| encoder alone | centred |",
+        "| encoder alone | centered |",
         "| after Stage A | cosine |",
         "| after Stage A | whitened |",
         "| after Stage B, by mean slot | whitened |",
@@ -100,7 +100,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     assert!(place.fails(2, &[&ask[..], &["--task", "rhyme", foreign]].concat()).contains("summarize"));
     assert!(place.fails(2, &[&ask[..], &["--top-p", "2", foreign]].concat()).contains("--top-p"));
     assert!(place.fails(3, &["generate", "--bundle", "out/align", foreign]).contains("no bundle here"));
-    let shards = place.artefacts(&["shard"])[0].0.clone();
+    let shards = place.artifacts(&["shard"])[0].0.clone();
     let shard = format!("out/{}", shards.split('/').take(2).collect::<Vec<_>>().join("/"));
     assert!(place.fails(3, &["generate", "--bundle", &shard, foreign]).contains("`shard`"));
 
@@ -120,10 +120,10 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
 
     // A job without windows takes everything up to Stage A from this one.
     let stages = ["shard", "models", "embed", "baseline", "align"];
-    let before = place.artefacts(&stages);
+    let before = place.artifacts(&stages);
     place.write("job.toml", job);
     place.ok(&["submit", "job.toml"]);
-    assert_eq!(place.artefacts(&stages), before);
+    assert_eq!(place.artifacts(&stages), before);
 }
 
 #[test]

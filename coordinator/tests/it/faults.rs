@@ -31,7 +31,7 @@ fn killed_workers_cost_their_tasks_only_and_change_no_result() {
         assert!(status.success(), "{}", submit.log());
         assert!(submit.log().contains("was lost"), "the loss is told of: {}", submit.log());
         // Names carry the keys and the shards; bytes are compared by their hashes.
-        assert_eq!(place.artefacts(&stages[..3]), calm.artefacts(&stages[..3]), "{stage}");
+        assert_eq!(place.artifacts(&stages[..3]), calm.artifacts(&stages[..3]), "{stage}");
         let (a, b) =
             (figure(&place, "retrieval.stage_a.cosine.mean_rank"), figure(&calm, "retrieval.stage_a.cosine.mean_rank"));
         assert!((a - b).abs() < 1e-9, "{stage}: {a} {b}");

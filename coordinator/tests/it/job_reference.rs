@@ -84,7 +84,7 @@ model = "m"
 const OPENING: &str = "\
 # The job file
 
-A job file is TOML. Only `[corpus]` must be given. A key without \"required\" in its table may be left out, and an empty default means that nothing stands in its place. This page is made from the code by a test.
+A job file is TOML. Only `[corpus]` must be given. A key that is not marked \"required\" may be left out, and then has its default. Where the default is empty, it stays unset. This page is made from the code by a test.
 
 A wrong key or value is shown with its line, what was expected and the nearest name, and nothing is started. Relative paths belong to
 the job file's folder. `\"\"` and an absent value stand for \"not given\".

@@ -11,7 +11,7 @@ fn computed(json: &str) -> Vec<String> {
 fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_there() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    let first = place.artefacts(&["shard", "models", "embed", "export"]);
+    let first = place.artifacts(&["shard", "models", "embed", "export"]);
     // This follows the advice of the error texts: delete the stage's folder and submit the job again.
     for stage in ["align", "shard"] {
         std::fs::remove_dir_all(place.path("out").join(stage)).unwrap();
@@ -24,7 +24,7 @@ fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_th
     let said = place.ok(&["submit", "job.toml", "--json"]);
     assert_eq!(computed(&said).len(), states(&said).len(), "{said}");
     place.ok(&["verify", "out"]);
-    assert_eq!(place.artefacts(&["shard", "models", "embed", "export"]), first);
+    assert_eq!(place.artifacts(&["shard", "models", "embed", "export"]), first);
 }
 
 #[test]
@@ -50,11 +50,11 @@ fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
 fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_stays() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    let before = place.artefacts(&["shard", "embed"]);
+    let before = place.artifacts(&["shard", "embed"]);
     let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 0.5\n\n[instructions]");
     place.write("job.toml", &filtered);
     let said = place.ok(&["submit", "job.toml"]);
-    assert_eq!(place.artefacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
+    assert_eq!(place.artifacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
 
     let report = place.report();
     let counted = report["counts"]["pairs.dropped_below_margin"].as_u64().unwrap();

@@ -24,7 +24,7 @@ pub const COSINE: &str = "cosine";
 /// The name of the figure that holds the number of held-out pairs in the retrieval.
 pub const PAIRS: &str = "pairs";
 /// The name of the figure that holds the number of training pairs behind the encoder's means.
-pub const CENTRED_ON: &str = "retrieval.centred_on";
+pub const CENTERED_ON: &str = "retrieval.centered_on";
 /// The name of the figure that holds the number of answered instructions whose text Stage A may have been trained on.
 pub const TRAINED_AS_PAIRS: &str = "answers.trained_as_pairs";
 /// The name of the figure that holds the number of sentences of the evaluation set that are among the training rows.
@@ -278,7 +278,7 @@ mod tests {
         let rows = [
             row(Retriever::Chance, "", 0.001),
             row(Retriever::Encoder, COSINE, 0.67),
-            row(Retriever::Encoder, "centred", 0.818),
+            row(Retriever::Encoder, "centered", 0.818),
             row(Retriever::StageA, COSINE, 0.61),
             row(Retriever::StageA, "whitened", 0.83),
             row(Retriever::StageB, COSINE, 0.4),

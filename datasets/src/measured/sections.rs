@@ -5,7 +5,7 @@ use std::fmt::Write;
 use strum::IntoEnumIterator;
 
 use super::{
-    AnswerScores, Arm, CENTRED_ON, Figures, PAIRS, Retrieval, Retriever, SET_TRAINED_ON, Scored, TRAINED_AS_PAIRS,
+    AnswerScores, Arm, CENTERED_ON, Figures, PAIRS, Retrieval, Retriever, SET_TRAINED_ON, Scored, TRAINED_AS_PAIRS,
     Tokens, cost, get, judged,
 };
 
@@ -62,11 +62,11 @@ fn retrieval(figures: &Figures) -> Option<Section> {
     if rows.iter().any(|row| row.retriever == Retriever::Encoder) {
         let mut note =
             "The encoder alone compares its vectors of both sentences: no decoder, no training on pairs.".to_owned();
-        if let Some(centred_on) = figures.get(CENTRED_ON) {
+        if let Some(centered_on) = figures.get(CENTERED_ON) {
             let _ = write!(
                 note,
-                " Its centred row takes from each language the mean of {} training sentences.",
-                thousands(*centred_on as u64)
+                " Its centered row takes from each language the mean of {} training sentences.",
+                thousands(*centered_on as u64)
             );
         }
         notes.push(note);
@@ -191,9 +191,9 @@ mod tests {
     #[test]
     fn a_table_is_aligned_in_a_terminal_and_in_markdown() {
         let mut figures = Figures::new();
-        row(Retriever::Encoder, "centred", 0.818).put(&mut figures);
+        row(Retriever::Encoder, "centered", 0.818).put(&mut figures);
         row(Retriever::Chance, "", 0.001).put(&mut figures);
-        figures.extend([(PAIRS.to_owned(), 1024.0), (CENTRED_ON.to_owned(), 4096.0)]);
+        figures.extend([(PAIRS.to_owned(), 1024.0), (CENTERED_ON.to_owned(), 4096.0)]);
         let section = &sections(&figures)[0];
         assert_eq!(section.title, "Retrieval among 1,024 held-out pairs");
         let table = section.table.as_ref().unwrap();
@@ -202,13 +202,13 @@ mod tests {
             [
                 "                 metric      R@1     R@5    R@10     MRR  mean rank",
                 "  chance                  0.0010  0.5000  0.6000  0.3000       12.3",
-                "  encoder alone  centred  0.8180  0.5000  0.6000  0.3000       12.3",
+                "  encoder alone  centered  0.8180  0.5000  0.6000  0.3000       12.3",
             ]
         );
         let markdown = table.markdown();
         assert!(markdown.starts_with("|  | metric | R@1 |"), "{markdown}");
         assert!(markdown.contains("\n| --- | --- | ---: |"), "{markdown}");
-        assert!(markdown.contains("| encoder alone | centred | 0.8180 |"), "{markdown}");
+        assert!(markdown.contains("| encoder alone | centered | 0.8180 |"), "{markdown}");
         assert!(section.notes[0].contains("the mean of 4,096 training sentences"), "{:?}", section.notes);
     }
 

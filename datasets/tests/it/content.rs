@@ -298,8 +298,8 @@ async fn latin1_text_is_named_and_read_once_it_is_converted() {
 
 #[tokio::test]
 async fn a_source_is_called_as_its_label_says() {
-    let labelled = Source { label: Some("a/train.tsv".to_owned()), ..put("train.tsv", TSV).await };
-    let (_, cleaned) = read(labelled).await.unwrap();
+    let labeled = Source { label: Some("a/train.tsv".to_owned()), ..put("train.tsv", TSV).await };
+    let (_, cleaned) = read(labeled).await.unwrap();
     assert_eq!(cleaned.artifacts[0].metadata["llink.source"], "a/train.tsv");
 }
 

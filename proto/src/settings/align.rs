@@ -15,10 +15,21 @@ pub enum Metric {
     #[default]
     Cosine,
     /// Cosine similarity after the teachers' mean is subtracted.
-    #[serde(rename = "centred", alias = "centered")]
+    #[serde(alias = "centred")]
     Centered,
     /// Cosine similarity after the teachers' mean is subtracted and each direction is divided by its deviation.
     Whitened,
+}
+
+impl Metric {
+    /// Returns the name in job files, reports and bundles.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Centered => "centered",
+            Self::Whitened => "whitened",
+        }
+    }
 }
 
 crate::settings! {
@@ -60,7 +71,7 @@ crate::settings! {
             /// The projector's hidden width; 0 is four times the encoder's width.
             #[serde(with = "zero")]
             projector_hidden: Option<u32> = None;
-            /// The metric of InfoNCE, mining, the queue and retrieval: `cosine`, `centred` or `whitened`. The direction and
+            /// The metric of InfoNCE, mining, the queue and retrieval: `cosine`, `centered` or `whitened`. The direction and
             /// log-norm losses always use the vectors themselves. Statistics are fitted once, on the training split's teachers.
             metric: Metric = Metric::Cosine;
             /// The share of the largest variance that whitening adds to every variance. A smaller value distinguishes

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use llink_datasets::numbers::Rules;
 use llink_datasets::text::SentenceRules;
+use llink_proto::settings::Metric;
 use serde::{Deserialize, Serialize};
 
 use crate::models::Reading;
@@ -109,8 +110,8 @@ pub struct ProjectorEntry {
 pub struct StatisticsEntry {
     /// The file of the tensors.
     pub file: String,
-    /// The name of the metric: `cosine`, `centred` or `whitened`.
-    pub metric: String,
+    /// The metric of Stage A.
+    pub metric: Metric,
 }
 
 /// The slot expander: LayerNorm without weights times the scale, Linear, GELU (erf), Linear. Then each slot gets a

@@ -95,11 +95,12 @@ fn read_statistics(folder: &BundleFolder, config: &BundleConfig) -> Result<Stati
     expect_only(&file, expected.iter().map(String::as_str))?;
     let fits = statistics.check(config.encoder.hidden_size, config.decoder.hidden_size);
     fits.map_err(|error| file.error(error.to_string()))?;
-    if statistics.metric_name() != entry.metric {
+    let (found, named) = (statistics.metric(), entry.metric);
+    if found != named {
         return Err(file.error(format!(
             "its metric is {}, the config's `statistics.metric` {}",
-            statistics.metric_name(),
-            entry.metric
+            found.name(),
+            named.name()
         )));
     }
     Ok(statistics)

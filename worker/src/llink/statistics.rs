@@ -116,7 +116,7 @@ impl Statistics {
 
     /// Returns the content of `statistics.safetensors`.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let metadata = HashMap::from([("metric".to_owned(), self.metric_name().to_owned())]);
+        let metadata = HashMap::from([("metric".to_owned(), self.metric().name().to_owned())]);
         tensor_file::write(&self.tensors(""), metadata)
     }
 
@@ -130,9 +130,9 @@ impl Statistics {
         Self::from_tensors(&file, "")
     }
 
-    /// Returns the metric's name in job files and reports: `cosine`, `centred` or `whitened`.
-    pub fn metric_name(&self) -> &'static str {
-        self.metric.as_ref().map_or("cosine", Whitening::name)
+    /// Returns the metric of Stage A.
+    pub fn metric(&self) -> Metric {
+        self.metric.as_ref().map_or(Metric::Cosine, Whitening::metric)
     }
 
     /// Checks the widths of the statistics.

@@ -10,6 +10,7 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, Mat, MatRef, Par};
+use llink_proto::settings;
 
 use super::moments::Moments;
 use crate::numerics::tensor_file::{self, TensorFile, Values};
@@ -79,11 +80,11 @@ impl Whitening {
         self.matrix.as_deref()
     }
 
-    /// Returns the metric's name in job files and reports.
-    pub const fn name(&self) -> &'static str {
+    /// Returns which metric this is.
+    pub const fn metric(&self) -> settings::Metric {
         match self.matrix {
-            None => "centred",
-            Some(_) => "whitened",
+            None => settings::Metric::Centered,
+            Some(_) => settings::Metric::Whitened,
         }
     }
 

@@ -3,7 +3,7 @@
 
 mod benchmark;
 
-use llink_datasets::measured::{self, CENTRED_ON, PAIRS, Tokens};
+use llink_datasets::measured::{self, CENTERED_ON, PAIRS, Tokens};
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::role::Role;
 use llink_proto::{Evaluate, TaskResult};
@@ -21,7 +21,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let read = |answers| super::answers::Slots::read(context, answers, &aligned).transpose();
     let slots = task.answers.as_ref().and_then(read).transpose()?;
     let mut benchmark = Benchmark::read(context, task)?;
-    let centred_on = benchmark.encoder_alone(context, task)?;
+    let centered_on = benchmark.encoder_alone(context, task)?;
     benchmark.projected(&aligned)?;
     if let Some(slots) = &slots {
         benchmark.by_mean_slot(slots)?;
@@ -34,8 +34,8 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let rows = benchmark.rows();
     result.figures.insert(PAIRS.into(), pairs as f64);
     rows.iter().for_each(|row| row.put(&mut result.figures));
-    if let Some(rows) = centred_on {
-        result.figures.insert(CENTRED_ON.into(), rows as f64);
+    if let Some(rows) = centered_on {
+        result.figures.insert(CENTERED_ON.into(), rows as f64);
     }
     let ranks = benchmark.lines();
     result.artifacts.push(context.write(&task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);

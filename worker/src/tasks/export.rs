@@ -223,10 +223,10 @@ fn config(
             hidden_size: shape.output,
         },
         projector: ProjectorEntry { file: PROJECTOR.into(), hidden_size: shape.hidden },
-        statistics: trained.statistics.as_ref().map(|(statistics, _)| StatisticsEntry {
-            file: STATISTICS.into(),
-            metric: statistics.metric_name().into(),
-        }),
+        statistics: trained
+            .statistics
+            .as_ref()
+            .map(|(statistics, _)| StatisticsEntry { file: STATISTICS.into(), metric: statistics.metric() }),
         prompt: adapter.as_ref().map(|_| PromptEntry {
             form: loaded.chat().form().text(if direct { "{text}" } else { "{slots}" }),
             stop: loaded.chat().stop().to_vec(),

@@ -17,6 +17,7 @@ use llink_datasets::roots::Roots;
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 use llink_datasets::store::Store;
+use llink_proto::settings::Metric;
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, EncoderReading, Export, ModelRef, ModelRole, Task, TaskResult};
 use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
@@ -392,6 +393,14 @@ fn a_job_without_stage_b_exports_its_projector_alone() {
 }
 
 #[test]
+fn an_older_bundle_may_spell_its_metric_in_the_british_way() {
+    assert_eq!(serde_json::from_value::<Metric>(json!("centred")).unwrap(), Metric::Centered);
+    for metric in [Metric::Cosine, Metric::Centered, Metric::Whitened] {
+        assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
+    }
+}
+
+#[test]
 fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
     let job = Job::new();
     let shape = job.projector.shape();
@@ -405,7 +414,7 @@ fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
     job.export(with(&statistics));
     let bundle = job.read();
     assert_eq!(bundle.statistics, statistics);
-    assert_eq!(bundle.config.statistics.unwrap().metric, "whitened");
+    assert_eq!(bundle.config.statistics.unwrap().metric, Metric::Whitened);
     assert!(job.open(&job.bundle(), job.opening()).is_ok());
 
     let narrow = Some(Whitening::new(vec![0.0; shape.output - 1], None).unwrap());

@@ -182,12 +182,12 @@ impl Place {
 
     /// Returns the first artifact of a stage whose path has this ending.
     pub fn artifact(&self, stage: &str, end: &str) -> PathBuf {
-        let found = self.artefacts(&[stage]).into_iter().find(|(path, _)| path.ends_with(end));
+        let found = self.artifacts(&[stage]).into_iter().find(|(path, _)| path.ends_with(end));
         self.path("out").join(found.unwrap().0)
     }
 
     /// Returns the SHA-256 (by the manifests) of every artifact of the stages, by its path.
-    pub fn artefacts(&self, stages: &[&str]) -> Vec<(String, String)> {
+    pub fn artifacts(&self, stages: &[&str]) -> Vec<(String, String)> {
         let mut found = Vec::new();
         for stage in stages {
             for entry in std::fs::read_dir(self.path("out").join(stage)).unwrap() {
@@ -346,8 +346,8 @@ pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
 }
 
 pub fn projector(place: &Place) -> String {
-    let artefacts = place.artefacts(&["align"]);
-    let found = artefacts.into_iter().find(|(path, _)| path.ends_with("projector.safetensors"));
+    let artifacts = place.artifacts(&["align"]);
+    let found = artifacts.into_iter().find(|(path, _)| path.ends_with("projector.safetensors"));
     found.unwrap().1
 }
 

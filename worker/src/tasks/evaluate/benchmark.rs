@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use llink_datasets::measured::{COSINE, Retrieval, Retriever};
 use llink_datasets::vectors::VectorTable;
 use llink_proto::Evaluate;
+use llink_proto::settings::Metric;
 use serde_json::json;
 
 use super::super::OpenContext;
@@ -16,9 +17,6 @@ use crate::llink::projector::Projector;
 use crate::llink::retrieval::{RetrievalMetrics, retrieval_ranks};
 use crate::llink::whitening::Whitening;
 use crate::{Error, Result};
-
-/// The name of the metric that subtracts the mean of each language from the encoder's vectors.
-const CENTRED: &str = "centred";
 
 /// The pairs, their vectors, and the results so far.
 pub(super) struct Benchmark {
@@ -83,15 +81,15 @@ impl Benchmark {
         let (width, mut english) = (english.width, english.values.to_f32_vec());
         let ranks = retrieval_ranks(&self.foreign, &english, width)?;
         self.add(Retriever::Encoder, COSINE, ranks);
-        let rows = task.centre_english_vectors.iter().map(|a| a.rows as usize).sum();
-        let centres = read_first(context, &task.centre_english_vectors, rows)?;
-        let of_foreign = read_first(context, &task.centre_foreign_vectors, rows)?;
+        let rows = task.center_english_vectors.iter().map(|a| a.rows as usize).sum();
+        let centres = read_first(context, &task.center_english_vectors, rows)?;
+        let of_foreign = read_first(context, &task.center_foreign_vectors, rows)?;
         same_pairs("training pairs' English encoder", &of_foreign.ids, &centres.ids)?;
         let mut foreign = self.foreign.clone();
         centre(&mut foreign, &mean(&of_foreign.values.to_f32_vec(), width));
         centre(&mut english, &mean(&centres.values.to_f32_vec(), width));
         let ranks = retrieval_ranks(&foreign, &english, width)?;
-        self.add(Retriever::Encoder, CENTRED, ranks);
+        self.add(Retriever::Encoder, Metric::Centered.name(), ranks);
         Ok(Some(rows))
     }
 
@@ -111,7 +109,8 @@ impl Benchmark {
         let ranks = retrieval_ranks(students, &self.taught, self.width)?;
         self.add(retriever, COSINE, ranks);
         if let Some(metric) = &self.metric {
-            let (name, students, taught) = (metric.name(), metric.apply(students)?, metric.apply(&self.taught)?);
+            let (name, students, taught) =
+                (metric.metric().name(), metric.apply(students)?, metric.apply(&self.taught)?);
             self.add(retriever, name, retrieval_ranks(&students, &taught, self.width)?);
         }
         Ok(())
