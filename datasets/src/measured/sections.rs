@@ -200,8 +200,8 @@ mod tests {
         assert_eq!(
             table.text(),
             [
-                "                 metric      R@1     R@5    R@10     MRR  mean rank",
-                "  chance                  0.0010  0.5000  0.6000  0.3000       12.3",
+                "                 metric       R@1     R@5    R@10     MRR  mean rank",
+                "  chance                   0.0010  0.5000  0.6000  0.3000       12.3",
                 "  encoder alone  centered  0.8180  0.5000  0.6000  0.3000       12.3",
             ]
         );
