@@ -201,7 +201,13 @@ impl NcclApi for FakeNccl {
         self.fabric.destroyed.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn abort(&self, _communicator: Communicator) {
+    /// What this rank brought to calls that are not complete is lost, so those calls never complete.
+    fn abort(&self, communicator: Communicator) {
+        if let Some(shared) = self.fabric.communicators.lock().unwrap().get_mut(&communicator.id) {
+            for parts in shared.calls.values_mut().filter(|parts| parts.len() < shared.world_size) {
+                parts.remove(&self.rank);
+            }
+        }
         self.fabric.aborted.fetch_add(1, Ordering::SeqCst);
     }
 }
